@@ -1,0 +1,304 @@
+"""The backend contract: policy in, plans out.  No I/O, nothing heavy.
+
+A *backend* is the policy of one flavor (``clear``, ``runv``, ``unified``).  It
+reads its own configuration language and turns an OCI bundle into frozen
+*plans*; one engine (the proxy, driven by :mod:`kata.sandbox`) carries out any
+plan and knows no flavor.  A difference between two flavors is therefore a
+difference between two plans, and a plan can be tested without a VM.
+
+Every plan is a frozen dataclass of JSON types (``str int bool tuple dict`` and
+other plans), so that it can be hashed, stored, sent to the proxy and compared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from kata.oci import Bundle
+
+CONTRACT_VERSION = 1
+
+
+# --- capabilities: data, everything False by default ---------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a flavor can do; the engine asks before it calls."""
+
+    templates: bool = False  #: may boot from a VM saved after its agent was ready
+    pool: bool = False  #: may claim a warmed, paused VM
+    image_boot: bool = False  #: guest root from a disk image
+    initrd_boot: bool = False  #: guest root from an initrd
+    join_by_netns: bool = False  #: a container in another's netns shares its VM
+    resize: bool = False  #: vCPUs and memory change after boot
+    hotplug_network: bool = False  #: interfaces may come and go while running
+    events: bool = False  #: the ``events`` verb
+    update: bool = False  #: the ``update`` verb
+
+
+# --- what a flavor read from its configuration ----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """Settings of one invocation, whatever language they were written in.
+
+    ``sources`` names, in order, what was read (files, environment variables,
+    annotations, options); later sources won.
+    """
+
+    qemu_path: str = "qemu-system-x86_64"
+    kernel: str = ""  #: path; "" = the selected kernel of the asset store
+    initrd: str = ""  #: path; "" with no image = the store's initrd
+    image: str = ""  #: path of a root image; excludes ``initrd``
+    firmware: str = ""
+    kernel_params: tuple[str, ...] = ()
+    machine_type: str = "q35"
+    machine_accelerators: str = ""
+    accelerator: str = "auto"  #: auto | kvm | tcg
+    cpu_features: str = ""
+    default_vcpus: int = 1
+    default_maxvcpus: int = 0  #: 0 = as many as the host has
+    default_memory: int = 2048  #: MiB
+    memory_slots: int = 10
+    default_bridges: int = 1
+    block_device_driver: str = "virtio-blk"
+    disable_block_device_use: bool = False
+    enable_iothreads: bool = False
+    enable_mem_prealloc: bool = False
+    enable_hugepages: bool = False
+    enable_swap: bool = False
+    msize_9p: int = 524288  #: bytes
+    shared_fs: str = "virtio-9p"
+    entropy_source: str = "/dev/urandom"
+    guest_hook_path: str = ""
+    enable_annotations: tuple[str, ...] = ()  #: regular expressions of names
+    internetworking_model: str = "tcfilter"
+    disable_guest_seccomp: bool = False
+    disable_new_netns: bool = False
+    sandbox_cgroup_only: bool = False
+    enable_agent_pidns: bool = False
+    agent_transport: str = "ttrpc"  #: ttrpc | yamux-grpc (a Kata 1.x agent)
+    kernel_modules: tuple[str, ...] = ()
+    boot_timeout: float = 60.0  #: seconds until the agent must answer
+    template: bool = False
+    template_path: str = "/run/kata/template"
+    pool_size: int = 0
+    debug_hypervisor: bool = False
+    debug_proxy: bool = False
+    debug_shim: bool = False
+    debug_agent: bool = False
+    debug_runtime: bool = False
+    experimental: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)  #: a flavor's own keys
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationOptions:
+    """What the command line, the environment and the host gave the backend."""
+
+    config_path: str = ""  #: --kata-config, --cc-config
+    options: Mapping[str, str] = field(default_factory=dict)  #: flavor options
+    environ: Mapping[str, str] = field(default_factory=dict)
+    host_cpus: int = 1
+    host_memory: int = 0  #: MiB
+    kvm_usable: bool = False
+    kernel_asset: str = ""  #: the store's selected kernel
+    initrd_asset: str = ""
+    image_asset: str = ""
+    boot_initrd_asset: str = ""  #: loads the modules an image boot needs
+
+
+# --- plans ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """One QEMU machine.  Memory in MiB."""
+
+    qemu_path: str
+    machine_type: str  #: q35 | pc
+    machine_options: str
+    accelerator: str  #: kvm | tcg
+    cpu: str  #: -cpu
+    vcpus: int
+    max_vcpus: int
+    memory: int
+    max_memory: int
+    memory_slots: int
+    kernel: str
+    initrd: str  #: "" = none
+    image: str  #: "" = none
+    firmware: str
+    kernel_params: tuple[str, ...]
+    hotplug_ports: int  #: PCI ports kept free for disks and interfaces
+    block_driver: str  #: virtio-blk | virtio-scsi
+    iothreads: bool
+    prealloc: bool
+    hugepages: bool
+    mlock: bool
+    msize_9p: int
+    entropy_source: str
+    tcg_cache: int  #: translation cache, MiB
+    debug: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPlan:
+    """One sandbox: a machine, its network and how it starts."""
+
+    id: str
+    flavor: str
+    machine: MachinePlan
+    boot: str  #: cold | template | pool
+    template_path: str
+    agent_transport: str  #: ttrpc | yamux-grpc
+    boot_timeout: float
+    hostname: str
+    network_model: str  #: tcfilter | macvtap | bridged | mirred | none
+    hotplug_network: bool
+    shared_pidns: bool  #: all containers in one pid namespace
+    guest_hook_path: str
+    kernel_modules: tuple[str, ...]
+    cgroup_only: bool  #: every host process of the sandbox in its cgroup
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A host directory or file that appears in the guest.
+
+    The engine opens ``source`` (a clone of its mount, taken by file
+    descriptor), and the guest sees it below the shared folder as ``name``.
+    """
+
+    source: str
+    name: str  #: one path component, unique in the container
+    is_dir: bool
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A host block device (or a regular file) attached to the guest."""
+
+    source: str
+    serial: str  #: at most 20 characters, unique in the sandbox
+    read_only: bool
+    container_path: str
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """One container in a sandbox.
+
+    ``spec`` is the OCI configuration as the guest gets it: paths of shares
+    already replaced by guest paths, host-only parts taken out.  ``extras`` are
+    the parts of it that oci.proto cannot carry, in the JSON form of
+    ``kata.v1.PrepareContainerRequest``.
+    """
+
+    id: str
+    sandbox_id: str
+    role: str  #: sandbox | container | single
+    flavor: str
+    spec: Mapping[str, Any]
+    extras: Mapping[str, Any]
+    storages: tuple[Mapping[str, Any], ...]
+    shares: tuple[Share, ...]
+    disks: tuple[Disk, ...]
+    guest_process_at: str  #: create | start
+    pause_scope: str  #: vm | container | process
+    vcpus: int  #: what this container adds to the sandbox
+    memory: int  #: MiB it adds
+    dns_relay: tuple[str, ...]  #: loopback resolvers of the host's netns to relay
+    warnings: tuple[str, ...]  #: OCI features that do not hold, by name
+
+
+@dataclass(frozen=True, slots=True)
+class ResizePlan:
+    """vCPUs and memory (MiB) a sandbox should have."""
+
+    vcpus: int
+    memory: int
+
+
+# --- the contract ----------------------------------------------------------------
+
+
+class Personality:
+    """How a flavor speaks.  The defaults are Kata 1.x's."""
+
+    program: str = "kata"
+    error_exit_code: int = 1
+    log_format: str = "text"  #: of --log when --log-format is not given: text | json | glog
+    default_root: str = "/run/kata"
+    force_delete_unknown_fails: bool = False
+
+    def version_lines(self, version: str, commit: str, spec: str) -> str:
+        """Text of ``--version`` and ``version``."""
+        return f"{self.program}  : {version}\n   commit   : {commit}\n   OCI specs: {spec}"
+
+    def state(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The ``state`` object from a container's record, keys in order."""
+        keys = ("ociVersion", "id", "status", "pid", "bundle", "annotations")
+        return {k: record[k] for k in keys if k in record}
+
+    def list_entry(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One object of ``list --format json``."""
+        keys = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+        return {k: record[k] for k in keys if k in record}
+
+    def error_text(self, kind: str, text: str, values: Mapping[str, str]) -> str:
+        """Text of an error; ``kind`` is :attr:`kata.errors.KataError.kind`."""
+        return text
+
+
+class Backend(ABC):
+    """Policy of one flavor.
+
+    Every method is pure: it reads what it is given (and configuration files),
+    changes nothing, and may be called any number of times.  A failure is a
+    :class:`kata.errors.KataError` and leaves nothing to clean up.
+    """
+
+    contract_version: ClassVar[int] = CONTRACT_VERSION
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    personality: ClassVar[Personality] = Personality()
+
+    @abstractmethod
+    def config_paths(self, options: InvocationOptions) -> Sequence[str]:
+        """Configuration files in the order in which they are looked for."""
+
+    @abstractmethod
+    def load_config(self, options: InvocationOptions, annotations: Mapping[str, str]) -> RuntimeConfig:
+        """Read the configuration; ``annotations`` are the bundle's.
+
+        :raise kata.errors.ConfigError: a file, line, key or value is not known
+            or not allowed.
+        """
+
+    @abstractmethod
+    def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
+        """The sandbox for a container that joins none."""
+
+    @abstractmethod
+    def plan_container(self, config: RuntimeConfig, bundle: Bundle, sandbox_id: str, role: str) -> ContainerPlan:
+        """A container; ``role`` is ``sandbox``, ``container`` or ``single``."""
+
+    @abstractmethod
+    def sandbox_of(self, bundle: Bundle) -> tuple[str, str]:
+        """``(role, sandbox id)`` of a bundle; the id is "" for a new sandbox."""
+
+    @abstractmethod
+    def plan_resize(self, config: RuntimeConfig, containers: Sequence[Mapping[str, Any]]) -> ResizePlan:
+        """The size for a sandbox that holds containers with these resources."""
