@@ -1,0 +1,92 @@
+"""The one door to other programs: the only file that calls subprocess.
+
+A command's argument list is logged and appears in the error, together with its
+exit code and the last lines it wrote, so that a user can run it again by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from kata.errors import HostError
+
+LAST_LINES = 5  #: lines of a failed command's output that its error repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command left: its exit code and output."""
+
+    argv: tuple[str, ...]
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text."""
+        return self.stdout.decode(errors="replace")
+
+
+def last_lines(output: bytes, count: int = LAST_LINES) -> str:
+    """The last ``count`` lines that are not empty, joined by `` | ``."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-count:])
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    timeout: float,
+    check: bool = True,
+    input: bytes = b"",
+    stdout: BinaryIO | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    pass_fds: Sequence[int] = (),
+    hint: str = "",
+) -> Completed:
+    """Run a command to its end and return what it wrote.
+
+    :param timeout: seconds; the command is killed when they are over.
+    :param check: raise when the exit code is not 0.
+    :param input: what it reads from standard input; by default nothing.
+    :param stdout: a file that takes standard output instead of the result.
+    :param env: the whole environment; by default the caller's.
+    :param hint: what a user can do when the command fails or is missing.
+    :raise HostError: not found, killed by the timeout, or (``check``) failed.
+    """
+    args = [os.fspath(a) for a in argv]
+    try:
+        done = subprocess.run(
+            args,
+            input=input,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            env=None if env is None else dict(env),
+            cwd=cwd,
+            timeout=timeout,
+            pass_fds=tuple(pass_fds),
+            check=False,
+        )
+    except FileNotFoundError as e:
+        if cwd is not None and not os.path.isdir(cwd):
+            raise HostError(f"cannot run {args[0]}: directory {os.fspath(cwd)} does not exist") from e
+        raise HostError(f"cannot run {args[0]}: program not found", hint or f"install {args[0]}") from e
+    except OSError as e:
+        raise HostError(f"cannot run {args[0]}: {e.strerror}", hint) from e
+    except subprocess.TimeoutExpired as e:
+        said = last_lines((e.stderr or b"") + (e.stdout or b""))
+        text = f"{shlex.join(args)} did not end within {timeout:g} s and was killed"
+        raise HostError(f"{text}; it last said: {said}" if said else text, hint) from e
+    result = Completed(tuple(args), done.returncode, done.stdout or b"", done.stderr or b"")
+    if check and result.code != 0:
+        how = f"exit code {result.code}" if result.code > 0 else f"signal {-result.code}"
+        said = last_lines(result.stderr) or last_lines(result.stdout)
+        raise HostError(f"{shlex.join(args)} failed with {how}" + (f": {said}" if said else ""), hint)
+    return result
