@@ -7,7 +7,7 @@ that a damaged file is an error and not a traceback.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from kata.errors import HostError
@@ -106,18 +106,38 @@ class Elf:
         for segment in segments:
             if segment.type == PT_INTERP:
                 names.append(self._cut(segment.offset, segment.size).rstrip(b"\0").decode().rsplit("/", 1)[-1])
-        for segment in segments:
-            if segment.type != PT_DYNAMIC:
-                continue
-            raw = self._cut(segment.offset, segment.size)
-            entries = [struct.unpack_from("<QQ", raw, at) for at in range(0, len(raw) - 15, 16)]
-            table = next((value for tag, value in entries if tag == DT_STRTAB), 0)
-            offset = self._file_offset(segments, table)
-            for tag, value in entries:
-                if tag == DT_NEEDED:
-                    end = self.data.find(b"\0", offset + value)
-                    names.append(self._cut(offset + value, end - offset - value).decode())
-        return names
+        return names + [name for _, _, name in self._dynamic() if name]
+
+    def _dynamic(self) -> list[tuple[int, int, str]]:
+        """``(offset in the file, tag, library)`` of the dynamic entries; library only where the tag is NEEDED."""
+        segments = self.segments()
+        segment = next((s for s in segments if s.type == PT_DYNAMIC), None)
+        if segment is None:
+            return []
+        raw = self._cut(segment.offset, segment.size)
+        entries = [(at, *struct.unpack_from("<QQ", raw, at)) for at in range(0, len(raw) - 15, 16)]
+        strings = self._file_offset(segments, next((value for _, tag, value in entries if tag == DT_STRTAB), 0))
+        found = []
+        for at, tag, value in entries:
+            name = ""
+            if tag == DT_NEEDED:
+                end = self.data.find(b"\0", strings + value)
+                name = self._cut(strings + value, end - strings - value).decode()
+            found.append((segment.offset + at, tag, name))
+        return found
+
+    def without_needed(self, libraries: Collection[str]) -> bytes:
+        """The file, no longer linked to ``libraries``.
+
+        Only right when none of their symbols is used; loading it with every
+        symbol bound at once (``LD_BIND_NOW``) tells.
+        """
+        entries = self._dynamic()
+        if not entries:
+            return self.data
+        kept = [self.data[at : at + 16] for at, _, name in entries if name not in libraries]
+        start, table = entries[0][0], b"".join(kept).ljust(16 * len(entries), b"\0")
+        return self.data[:start] + table + self.data[start + len(table) :]
 
     def _file_offset(self, segments: list[Segment], vaddr: int) -> int:
         for segment in segments:

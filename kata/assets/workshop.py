@@ -1,0 +1,161 @@
+"""Where assets are made: one build at a time, all or nothing.
+
+An asset is written to a directory beside its place and renamed into it.  What
+a killed build left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kata.assets import store
+from kata.assets.progress import Progress
+from kata.errors import HostError, NotFound
+
+BUILDER_VERSION = 1  #: raise it when the same inputs would give another result
+LOCK_TIMEOUT = 1800.0  #: seconds to wait for another build
+KEPT = 5  #: assets of a kind that stay although nothing selects them
+_WORK = ".building-"
+
+
+@contextmanager
+def locked(progress: Progress) -> Iterator[None]:
+    """Hold the store's lock, so that two builds at once make one.
+
+    :raise HostError: another build did not end in time, or the store cannot be written.
+    """
+    root = Path(store.root())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        raise HostError(f"cannot write to {root}: {e.strerror}", "run as root, or set KATA_ASSETS_DIR") from e
+    try:
+        _take(fd, progress)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        for left in root.glob(_WORK + "*"):
+            shutil.rmtree(left)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _take(fd: int, progress: Progress) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        holder = os.pread(fd, 20, 0).decode(errors="replace") or "unknown"
+    progress.step(f"waiting for another build (pid {holder})")
+    # flock has no timeout; a thread that is left waiting ends with the process.
+    waiter = threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), daemon=True)
+    waiter.start()
+    waiter.join(LOCK_TIMEOUT)
+    if waiter.is_alive():
+        raise HostError(f"waited {LOCK_TIMEOUT:g} s for the build of pid {holder} to end", "stop it and try again")
+
+
+def make(
+    kind: str,
+    name: str,
+    inputs: Mapping[str, Any],
+    fill: Callable[[Path, Path], Mapping[str, str]],
+    progress: Progress,
+    *,
+    force: bool = False,
+) -> store.Asset:
+    """The asset made of ``inputs``: the one that exists, or a new one.
+
+    :param fill: puts the files into its first argument, may use its second
+        for whatever it needs meanwhile, and returns the selectable files
+        (kind to name).
+    :param force: make it again although it exists.
+    :raise HostError: it cannot be made; nothing is left.
+    """
+    inputs = {"builder": BUILDER_VERSION, "kind": kind, **inputs}
+    asset = store.asset_id(inputs)
+    place = Path(store.root()) / asset
+    if not force:
+        try:
+            return store.load(asset)
+        except NotFound:
+            pass
+    progress.step(f"building {kind} {asset}: {name}")
+    work = place.parent / f"{_WORK}{asset}"
+    try:
+        target, scratch = work / "asset", work / "scratch"
+        target.mkdir(parents=True)
+        scratch.mkdir()
+        with (target / "build.log").open("w", encoding="utf-8") as log:
+            progress.log_to(log)
+            before = progress.seconds
+            try:
+                files = fill(target, scratch)
+            finally:
+                progress.log_to(None)
+        _write_manifest(target, kind, name, files, inputs, progress.seconds - before)
+        _sync(target)
+        if place.exists():
+            os.rename(place, work / "replaced")
+        os.rename(target, place)
+    except OSError as e:
+        raise HostError(f"cannot build {kind} {asset}: {e.strerror or e}: {e.filename or work}") from e
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return store.load(asset)
+
+
+def prune() -> None:
+    """Remove the oldest assets that nothing selects, beyond :data:`KEPT` of a kind."""
+    used = {a.id for a in map(store.selected, store.KINDS) if a}
+    used |= {str(a.inputs.get("kernel")) for a in store.list_assets() if a.id in used}
+    for kind in ("kernel", "initrd", "image"):
+        idle = [a for a in store.list_assets(kind) if a.id not in used]
+        for asset in idle[: max(0, len(idle) - KEPT)]:
+            shutil.rmtree(asset.path)
+
+
+def _write_manifest(
+    folder: Path, kind: str, name: str, files: Mapping[str, str], inputs: Mapping[str, Any], seconds: float
+) -> None:
+    every = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name != "build.log")
+    manifest = {
+        "version": store.MANIFEST_VERSION,
+        "kind": kind,
+        "name": name,
+        "files": dict(files),
+        "inputs": dict(inputs),
+        "sizes": {str(p.relative_to(folder)): p.stat().st_size for p in every},
+        "sha256": {str(p.relative_to(folder)): _digest(p) for p in every},
+        "built": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "seconds": round(seconds, 1),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file to the disk before the rename says it is complete."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
