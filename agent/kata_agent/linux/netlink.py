@@ -60,15 +60,20 @@ IFF_LOWER_UP = 0x10000
 
 IFLA_ADDRESS, IFLA_BROADCAST, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 2, 3, 4, 5
 IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS = 10, 16, 18, 20
-IFLA_STATS64, IFLA_NET_NS_FD, IFLA_LINK_NETNSID, IFLA_ALT_IFNAME = 23, 28, 37, 53
+IFLA_STATS64, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_LINK_NETNSID, IFLA_ALT_IFNAME = 23, 26, 28, 37, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 VETH_INFO_PEER = 1
 IFLA_MACVLAN_MODE = 1
 MACVLAN_MODE_BRIDGE = 4
+MACVLAN_MODE_PASSTHRU = 8
+IFLA_BR_MCAST_SNOOPING = 23
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
 
 # --- addresses ---------------------------------------------------------------------
 IFA_ADDRESS, IFA_LOCAL, IFA_LABEL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 3, 4, 8
 IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
 IFA_F_PERMANENT = 0x80
 IFA_F_NOPREFIXROUTE = 0x200
@@ -95,18 +100,6 @@ NDA_DST, NDA_LLADDR = 1, 2
 NUD_REACHABLE = 0x02
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
-
-# --- traffic control ---------------------------------------------------------------
-TCA_KIND, TCA_OPTIONS = 1, 2
-TC_H_INGRESS = 0xFFFFFFF1
-INGRESS_HANDLE = 0xFFFF0000
-ETH_P_ALL = 0x0003
-TCA_U32_SEL, TCA_U32_ACT = 5, 7
-TC_U32_TERMINAL = 1
-TCA_ACT_KIND, TCA_ACT_OPTIONS = 1, 2
-TCA_MIRRED_PARMS = 2
-TCA_EGRESS_REDIR = 1
-TC_ACT_STOLEN = 4
 
 AF_INET = int(socket.AF_INET)
 AF_INET6 = int(socket.AF_INET6)
@@ -377,22 +370,6 @@ def ndmsg(family: int, index: int, state: int, flags: int) -> bytes:
     return struct.pack("=BxxxiHBB", family, index, state, flags, 0)
 
 
-def tcmsg(index: int, handle: int, parent: int, info: int = 0) -> bytes:
-    """struct tcmsg."""
-    return struct.pack("=BxxxiIII", 0, index, handle, parent, info)
-
-
-def u32_redirect(target: int) -> bytes:
-    """Options of a u32 filter that matches all packets and redirects them out of interface ``target``."""
-    # struct tc_u32_sel with one key of mask 0, which everything matches.
-    selector = struct.pack("=BBBxHHhhI", TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + struct.pack("=IIii", 0, 0, 0, 0)
-    # struct tc_mirred: index, capabilities, action, reference and bind counts, kind, interface.
-    mirred = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, target)
-    action = attr_nest(1, attr_str(TCA_ACT_KIND, "mirred"),
-                       attr_nest(TCA_ACT_OPTIONS, attr(TCA_MIRRED_PARMS, mirred)))
-    return attr_nest(TCA_OPTIONS, attr(TCA_U32_SEL, selector), attr_nest(TCA_U32_ACT, action))
-
-
 # --- replies and events --------------------------------------------------------------
 
 
@@ -482,13 +459,6 @@ def parse_neighbour(body: bytes) -> Neighbour:
     family, index, state, flags, _type = struct.unpack_from("=BxxxiHBB", body)
     return Neighbour(index, family, _ip(family, attrs.get(NDA_DST)), format_mac(attrs.get(NDA_LLADDR, b"")),
                      state, flags)
-
-
-def parse_tc(body: bytes) -> tuple[int, int, int, str]:
-    """``(interface index, handle, parent, kind)`` of an RTM_*QDISC or RTM_*TFILTER body."""
-    attrs = _fixed(body, 20, "traffic control message")
-    _family, index, handle, parent, _info = struct.unpack_from("=BxxxiIII", body)
-    return index, handle, parent, _text(attrs.get(TCA_KIND, b""))
 
 
 def parse_event(message: Message) -> tuple[bool, Event] | None:

@@ -92,7 +92,8 @@ class Rtnl:
             raise OSError(errno.EMSGSIZE, f"{what}: rtnetlink answer longer than {_DATAGRAM} bytes")
         return list(nl.unpack(data))
 
-    def _dump(self, kind: int, body: bytes, parse: Callable[[bytes], T], what: str) -> list[T]:
+    def dump(self, kind: int, body: bytes, parse: Callable[[bytes], T], what: str) -> list[T]:
+        """All objects of a kind, parsed."""
         # NLM_F_DUMP_INTR: the table changed meanwhile and the dump may miss entries (netlink(7)); ask anew.
         for _attempt in range(16):
             answers = self.request(kind, nl.NLM_F_DUMP, body, what)
@@ -104,7 +105,7 @@ class Rtnl:
 
     def links(self) -> list[Link]:
         """All interfaces, by index."""
-        found = self._dump(nl.RTM_GETLINK, nl.ifinfo(), nl.parse_link, "list interfaces")
+        found = self.dump(nl.RTM_GETLINK, nl.ifinfo(), nl.parse_link, "list interfaces")
         return sorted(found, key=lambda link: link.ifindex)
 
     def link(self, which: int | str) -> Link:
@@ -124,8 +125,12 @@ class Rtnl:
     def set_link(
         self, index: int, *, up: bool | None = None, name: str = "", address: str = "", mtu: int = 0,
         master: int | None = None, netns_fd: int | None = None, promiscuous: bool | None = None,
+        no_link_local: bool = False,
     ) -> None:
-        """Change what is given; ``master`` 0 takes it out of its bridge."""
+        """Change what is given; ``master`` 0 takes it out of its bridge.
+
+        :param no_link_local: the kernel shall not make an IPv6 link-local address when it goes up.
+        """
         flags = change = 0
         for bit, wanted in ((nl.IFF_UP, up), (nl.IFF_PROMISC, promiscuous)):
             if wanted is not None:
@@ -142,13 +147,18 @@ class Rtnl:
             body += nl.attr_u32(nl.IFLA_MASTER, master)
         if netns_fd is not None:
             body += nl.attr_u32(nl.IFLA_NET_NS_FD, netns_fd)
+        if no_link_local:
+            mode = nl.attr(nl.IFLA_INET6_ADDR_GEN_MODE, bytes([nl.IN6_ADDR_GEN_MODE_NONE]))
+            body += nl.attr_nest(nl.IFLA_AF_SPEC, nl.attr_nest(nl.AF_INET6, mode))
         self.request(nl.RTM_NEWLINK, 0, body, f"set interface {index}")
 
     def add_link(
         self, name: str, kind: str, *, peer: str = "", peer_netns_fd: int | None = None, lower: int = 0,
-        mtu: int = 0, address: str = "", netns_fd: int | None = None,
+        mtu: int = 0, address: str = "", netns_fd: int | None = None, passthru: bool = False,
     ) -> Link:
-        """Make a ``dummy``, ``bridge``, ``veth`` (with ``peer``) or ``macvtap``/``macvlan`` (bridge mode on ``lower``).
+        """Make a ``dummy``, ``bridge``, ``veth`` (with ``peer``) or ``macvtap``/``macvlan`` (on ``lower``).
+
+        A bridge forwards all multicast; macvtap and macvlan are in bridge mode unless ``passthru``.
 
         :return: the link; if it was made in another namespace (``netns_fd``) its index is 0.
         """
@@ -170,9 +180,11 @@ class Rtnl:
                 other += nl.attr_u32(nl.IFLA_MTU, mtu)
             info.append(nl.attr_nest(nl.IFLA_INFO_DATA, nl.attr(nl.VETH_INFO_PEER, other)))
         elif kind in ("macvtap", "macvlan"):
-            mode = nl.attr_u32(nl.IFLA_MACVLAN_MODE, nl.MACVLAN_MODE_BRIDGE)
-            info.append(nl.attr_nest(nl.IFLA_INFO_DATA, mode))
-        elif kind not in ("dummy", "bridge"):
+            mode = nl.MACVLAN_MODE_PASSTHRU if passthru else nl.MACVLAN_MODE_BRIDGE
+            info.append(nl.attr_nest(nl.IFLA_INFO_DATA, nl.attr_u32(nl.IFLA_MACVLAN_MODE, mode)))
+        elif kind == "bridge":
+            info.append(nl.attr_nest(nl.IFLA_INFO_DATA, nl.attr(nl.IFLA_BR_MCAST_SNOOPING, b"\0")))
+        elif kind != "dummy":
             raise ValueError(f"cannot make an interface of kind {kind!r}")
         body = nl.ifinfo() + b"".join(attrs) + nl.attr_nest(nl.IFLA_LINKINFO, *info)
         self.request(nl.RTM_NEWLINK, _CREATE, body, f"make {kind} interface {name}")
@@ -188,7 +200,7 @@ class Rtnl:
 
     def addresses(self, index: int = 0, family: int = nl.AF_UNSPEC) -> list[Address]:
         """Addresses of one interface, or of all (0)."""
-        found = self._dump(nl.RTM_GETADDR, nl.ifaddr(family, 0, 0, 0, 0), nl.parse_address, "list addresses")
+        found = self.dump(nl.RTM_GETADDR, nl.ifaddr(family, 0, 0, 0, 0), nl.parse_address, "list addresses")
         return [a for a in found if not index or a.ifindex == index]
 
     def _address_body(self, index: int, prefix: str, flags: int, peer: str, broadcast: str, scope: int) -> bytes:
@@ -232,7 +244,7 @@ class Rtnl:
         """Routes of a table (0 = all tables), without cached ones."""
         found: list[Route] = []
         for each in (nl.AF_INET, nl.AF_INET6) if family == nl.AF_UNSPEC else (family,):
-            found += self._dump(nl.RTM_GETROUTE, nl.rtmsg(each, 0, 0, 0, 0, 0, 0), nl.parse_route, "list routes")
+            found += self.dump(nl.RTM_GETROUTE, nl.rtmsg(each, 0, 0, 0, 0, 0, 0), nl.parse_route, "list routes")
         return [r for r in found if (not table or r.table == table) and not r.flags & nl.RTM_F_CLONED]
 
     def _route_body(
@@ -290,7 +302,7 @@ class Rtnl:
 
     def neighbours(self, index: int = 0) -> list[Neighbour]:
         """Neighbour entries of one interface, or of all (0)."""
-        found = self._dump(nl.RTM_GETNEIGH, nl.ndmsg(0, 0, 0, 0), nl.parse_neighbour, "list neighbours")
+        found = self.dump(nl.RTM_GETNEIGH, nl.ndmsg(0, 0, 0, 0), nl.parse_neighbour, "list neighbours")
         return [n for n in found if not index or n.ifindex == index]
 
     def add_neighbour(
@@ -301,36 +313,6 @@ class Rtnl:
         body += nl.attr(nl.NDA_DST, nl.pack_ip(address)) + nl.attr(nl.NDA_LLADDR, nl.pack_mac(lladdr))
         mode = nl.NLM_F_CREATE | nl.NLM_F_REPLACE
         self.request(nl.RTM_NEWNEIGH, mode, body, f"add neighbour {address} on interface {index}")
-
-    # --- traffic control -----------------------------------------------------------
-
-    def add_ingress(self, index: int) -> None:
-        """Give an interface an ingress qdisc.
-
-        :raise OSError: EEXIST, it has one.
-        """
-        body = nl.tcmsg(index, nl.INGRESS_HANDLE, nl.TC_H_INGRESS) + nl.attr_str(nl.TCA_KIND, "ingress")
-        self.request(nl.RTM_NEWQDISC, _CREATE, body, f"add ingress qdisc to interface {index}")
-
-    def delete_ingress(self, index: int) -> None:
-        """Remove the ingress qdisc with its filters.
-
-        :raise OSError: ENOENT or EINVAL, it has none.
-        """
-        body = nl.tcmsg(index, nl.INGRESS_HANDLE, nl.TC_H_INGRESS)
-        self.request(nl.RTM_DELQDISC, 0, body, f"delete ingress qdisc of interface {index}")
-
-    def redirect(self, source: int, target: int, *, priority: int = 1) -> None:
-        """Send every packet that arrives at ``source`` (which has an ingress qdisc) out of ``target``."""
-        info = priority << 16 | socket.htons(nl.ETH_P_ALL)
-        body = nl.tcmsg(source, 0, nl.INGRESS_HANDLE, info) + nl.attr_str(nl.TCA_KIND, "u32")
-        body += nl.u32_redirect(target)
-        self.request(nl.RTM_NEWTFILTER, _CREATE, body, f"redirect interface {source} to {target}")
-
-    def qdiscs(self, index: int) -> list[tuple[int, str]]:
-        """``(handle, kind)`` of each queueing discipline of an interface."""
-        found = self._dump(nl.RTM_GETQDISC, nl.tcmsg(index, 0, 0), nl.parse_tc, "list queueing disciplines")
-        return [(handle, kind) for owner, handle, _parent, kind in found if owner == index]
 
 
 class Monitor:
