@@ -1,0 +1,172 @@
+"""From a bundle to what the guest gets of it.
+
+:func:`build` is pure but for looking at the host's files, which goes through
+:class:`~kata.guestspec.host.Host`.  The configuration it makes holds only what
+``oci.proto`` has a field for; the rest is in the extras, on the host (hooks,
+network namespace) or named in the warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kata import seccomp
+from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
+from kata.guestspec.devices import Devices
+from kata.guestspec.extras import container_extras, exec_extras, process_extras
+from kata.guestspec.host import FileSystem, Host
+from kata.guestspec.mounts import SHARED, Mounts
+from kata.oci import Bundle
+
+__all__ = ["FileSystem", "GuestSpec", "Host", "build", "container_plan", "exec_extras", "memory_of", "process_extras",
+           "vcpus_of"]
+
+CGROUPS = "/kata"  #: cgroup of all containers in the guest
+MIB = 1 << 20
+
+# Fields of oci.proto; what config.json has beyond them travels in the extras or stays on the host.
+_PROCESS = ("terminal", "consoleSize", "args", "env", "cwd", "capabilities", "rlimits", "noNewPrivileges",
+            "oomScoreAdj")
+_USER = ("uid", "gid", "additionalGids", "username")
+_LINUX = ("uidMappings", "gidMappings", "sysctl", "rootfsPropagation", "maskedPaths", "readonlyPaths")
+_MEMORY = ("limit", "reservation", "swap")
+_CPU = ("shares", "quota", "period", "cpus", "mems")
+
+
+class GuestSpec(NamedTuple):
+    """The parts of a :class:`~kata.contract.ContainerPlan` that any flavor needs."""
+
+    spec: dict[str, Any]
+    extras: dict[str, Any]
+    storages: tuple[Mapping[str, Any], ...]
+    shares: tuple[Share, ...]
+    disks: tuple[Disk, ...]
+    dns_relay: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> GuestSpec:
+    """Everything the guest needs to make the container.
+
+    :raise BundleError: a source of a mount is missing, or an option is unknown.
+    :raise UnsupportedError: a mount, device or filter that cannot hold.
+    :raise HostError: libseccomp is missing.
+    """
+    host = host or Host()
+    warnings = list(bundle.warnings)
+    mounts = Mounts(bundle, host)
+    devices = Devices(bundle, host)
+    for source, destination, read_only, storage in mounts.block:
+        devices.bind(source, destination, read_only, storage)
+        if storage is not None:
+            mounts.storages.append(storage)
+    warnings += mounts.warnings + devices.warnings
+
+    bpf, flags = b"", 0
+    if bundle.seccomp and config.disable_guest_seccomp:
+        warnings.append("linux.seccomp: not applied, since disable_guest_seccomp is set")
+    elif bundle.seccomp:
+        compiled = seccomp.compile_profile(bundle.seccomp)
+        bpf, flags = compiled.bpf, compiled.flags
+        warnings += compiled.warnings
+
+    extras = container_extras(bundle, bpf, flags)
+    if mounts.extras:
+        extras["mounts"] = mounts.extras
+    if devices.disks:
+        extras["block_devices"] = [
+            {"serial": d.serial, "container_path": d.container_path, "mode": d.mode, "uid": d.uid, "gid": d.gid,
+             "read_only": d.read_only} for d in devices.disks]
+    if "pid" not in bundle.namespaces or config.enable_agent_pidns:
+        extras["sandbox_pidns_host"] = True
+
+    resources, lost = _resources(bundle.resources, devices.rules)
+    spec = _spec(bundle, mounts, devices, resources)
+    root = Share(source=bundle.rootfs, name="rootfs", is_dir=True, read_only=False)  # mount points may have to be made
+    return GuestSpec(spec=spec, extras=extras, storages=tuple(mounts.storages), shares=(root, *mounts.shares),
+                     disks=tuple(devices.disks), dns_relay=mounts.dns_relay, warnings=(*warnings, *lost))
+
+
+def container_plan(config: RuntimeConfig, bundle: Bundle, *, sandbox_id: str, role: str, flavor: str,
+                   guest_process_at: str, pause_scope: str, host: Host | None = None) -> ContainerPlan:
+    """The plan of a container, for a flavor that sizes its sandbox by Kata's rules.
+
+    Other flavors use :func:`dataclasses.replace` on it.
+    """
+    guest = build(config, bundle, host)
+    if guest_process_at == "start":
+        guest.extras["defer_process"] = True
+    return ContainerPlan(
+        id=bundle.id, sandbox_id=sandbox_id, role=role, flavor=flavor, spec=guest.spec, extras=guest.extras,
+        storages=guest.storages, shares=guest.shares, disks=guest.disks, guest_process_at=guest_process_at,
+        pause_scope=pause_scope, vcpus=vcpus_of(bundle.resources), memory=memory_of(bundle.resources),
+        dns_relay=guest.dns_relay, warnings=guest.warnings)
+
+
+def vcpus_of(resources: Mapping[str, Any]) -> int:
+    """vCPUs that a container's CPU quota amounts to, rounded up; without a quota, the size of its CPU set."""
+    cpu = resources.get("cpu", {})
+    quota, period = cpu.get("quota", 0), cpu.get("period", 0) or 100_000
+    if quota > 0:
+        return -(-int(quota) // int(period))
+    return len(cpu_set(cpu.get("cpus", "")))
+
+
+def memory_of(resources: Mapping[str, Any]) -> int:
+    """MiB of a container's memory limit, rounded up; 0 without one."""
+    limit = resources.get("memory", {}).get("limit", 0)
+    return -(-int(limit) // MIB) if limit > 0 else 0
+
+
+def cpu_set(text: str) -> set[int]:
+    """CPUs of a list like ``0-2,7``; what cannot be read counts for nothing here and is refused in the guest."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, _dash, last = part.strip().partition("-")
+        if first.isdecimal() and (last or first).isdecimal() and len(last or first) <= 5:
+            cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def _spec(bundle: Bundle, mounts: Mounts, devices: Devices, resources: dict[str, Any]) -> dict[str, Any]:
+    process = {k: v for k, v in bundle.process.items() if k in _PROCESS}
+    process["user"] = {k: v for k, v in bundle.process.get("user", {}).items() if k in _USER}
+    linux = {k: v for k, v in bundle.linux.items() if k in _LINUX}
+    # The sandbox has the one network namespace; another container's are joined by its id, not by a host path.
+    linux["namespaces"] = [{"type": t} for t in bundle.namespaces if t != "network"]
+    linux["resources"] = resources
+    linux["cgroupsPath"] = f"{CGROUPS}/{bundle.id}"
+    if devices.spec:
+        linux["devices"] = list(devices.spec)
+    spec: dict[str, Any] = {
+        "ociVersion": bundle.oci_version,
+        "process": process,
+        "root": {"path": f"{SHARED}/{bundle.id}/rootfs", "readonly": bundle.root_readonly},
+        "mounts": mounts.spec,
+        "linux": linux,
+    }
+    if bundle.hostname:
+        spec["hostname"] = bundle.hostname
+    if bundle.annotations:
+        spec["annotations"] = dict(bundle.annotations)
+    return spec
+
+
+def _resources(resources: Mapping[str, Any], rules: list[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The limits that the guest applies, and which do not hold."""
+    kept: dict[str, Any] = {}
+    if rules:
+        kept["devices"] = [dict(r) for r in rules]
+    for name, keys in (("memory", _MEMORY), ("cpu", _CPU), ("pids", ("limit",))):
+        part = {k: v for k, v in resources.get(name, {}).items() if k in keys}
+        if part:
+            kept[name] = part
+    block = resources.get("blockIO", {})
+    if block.get("weight"):
+        kept["blockIO"] = {"weight": block["weight"]}
+    if resources.get("hugepageLimits"):
+        kept["hugepageLimits"] = [dict(h) for h in resources["hugepageLimits"]]
+    lost = [f"linux.resources.blockIO.{key}: limits of the host's disks do not hold in the guest, which has others"
+            for key in sorted(block) if block[key] and key.endswith("Device")]
+    return kept, lost
