@@ -187,6 +187,17 @@ class Container:
         """A shell script by ``exec``."""
         return self.exec("/bin/sh", "-c", script, options=options, input=input)
 
+    def exec_detached(
+        self, *argv: str, options: Sequence[str] = (), stdin: int | IO[bytes] = subprocess.DEVNULL
+    ) -> Launch:
+        """``exec --detach`` with a pid file; its output goes where the container's went."""
+        pid_file = self.oci.run_dir / f"{self.id}.{next(self.oci.numbers)}.pid"
+        command = self.oci.argv("exec", "--detach", "--pid-file", str(pid_file), *options, self.id, *argv)
+        with open(self.out_path, "ab") as out, open(self.err_path, "ab") as err:
+            launch = Launch(command, pid_file, stdin, out, err)
+        assert launch.verb_code() == 0, f"$ {' '.join(command)}\n{self.stderr}"
+        return launch
+
     # --- its end -------------------------------------------------------------
 
     def wait(self, timeout: float = DEADLINE) -> int:
@@ -234,7 +245,7 @@ class Oci:
         self.work_dir = work_dir
         self.rootfs = rootfs
         self.tag = tag
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
 
     def argv(self, *args: str) -> list[str]:
         return [self.runtime.path, "--root", str(self.root), *args]
@@ -250,11 +261,11 @@ class Oci:
         return run(*self.argv(*args), input=input, timeout=timeout, env=env)
 
     def new_id(self) -> str:
-        return f"{self.tag}-{next(self._numbers)}"
+        return f"{self.tag}-{next(self.numbers)}"
 
     def bundle(self, script: str = "") -> Bundle:
         """A fresh bundle, not yet written; its process runs ``script`` or sleeps until told to end."""
-        bundle = Bundle(self.work_dir / f"b{next(self._numbers)}", self.rootfs)
+        bundle = Bundle(self.work_dir / f"b{next(self.numbers)}", self.rootfs)
         return bundle.sh(script) if script else bundle
 
     @contextlib.contextmanager
