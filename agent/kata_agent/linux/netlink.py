@@ -307,6 +307,14 @@ def pack_ip(address: str) -> bytes:
         raise ValueError(f"not an IP address: {address!r}") from None
 
 
+def unpack_ip(raw: bytes) -> str:
+    """The address of 4 or 16 network bytes.
+
+    :raise ValueError: the length is another.
+    """
+    return socket.inet_ntop(AF_INET6 if len(raw) == 16 else AF_INET, raw)
+
+
 def split_prefix(text: str) -> tuple[str, int]:
     """``(address, bits)`` of ``address[/bits]``.
 

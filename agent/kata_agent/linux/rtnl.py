@@ -125,14 +125,15 @@ class Rtnl:
     def set_link(
         self, index: int, *, up: bool | None = None, name: str = "", address: str = "", mtu: int = 0,
         master: int | None = None, netns_fd: int | None = None, promiscuous: bool | None = None,
-        no_link_local: bool = False,
+        no_link_local: bool = False, arp: bool | None = None,
     ) -> None:
         """Change what is given; ``master`` 0 takes it out of its bridge.
 
         :param no_link_local: the kernel shall not make an IPv6 link-local address when it goes up.
         """
         flags = change = 0
-        for bit, wanted in ((nl.IFF_UP, up), (nl.IFF_PROMISC, promiscuous)):
+        no_arp = None if arp is None else not arp
+        for bit, wanted in ((nl.IFF_UP, up), (nl.IFF_PROMISC, promiscuous), (nl.IFF_NOARP, no_arp)):
             if wanted is not None:
                 change |= bit
                 flags |= bit if wanted else 0

@@ -17,6 +17,7 @@ from kata_agent.linux.rtnl import Rtnl
 ETH_P_ALL = 0x0003
 ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
+ETH_P_IPV6 = 0x86DD
 
 _TCA_KIND, _TCA_OPTIONS = 1, 2
 _TC_H_INGRESS = 0xFFFFFFF1
@@ -138,9 +139,11 @@ def redirect(rtnl: Rtnl, source: int, target: int, *, priority: int, protocol: i
          f"redirect interface {source} to {target}")
 
 
-def mirror(rtnl: Rtnl, source: int, target: int, *, priority: int, protocol: int) -> None:
-    """Send a copy of each packet of ``protocol`` out of ``target``; the packet goes on to the host's stack."""
-    _add(rtnl, source, priority, protocol, (), _mirred(_EGRESS_MIRROR, _TC_ACT_OK, target),
+def mirror(
+    rtnl: Rtnl, source: int, target: int, *, priority: int, protocol: int, keys: tuple[Key, ...] = ()
+) -> None:
+    """Send a copy of each packet that matches out of ``target``; the packet itself goes to the host's stack."""
+    _add(rtnl, source, priority, protocol, keys, _mirred(_EGRESS_MIRROR, _TC_ACT_OK, target),
          f"mirror interface {source} to {target}")
 
 
