@@ -2,27 +2,51 @@
 
 Format: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 Two archives of the same tree are the same bytes: sorted names, time 0, owner 0.
+The kernel unpacks archives that follow each other one after the other, each
+compressed in its own way; so an initrd is made of layers.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from kata.process import run
+
 #: Made even when /dev is not mounted yet: the kernel opens /dev/console for PID 1.
-DEVICES = {"dev/console": (0o600, 5, 1), "dev/null": (0o666, 1, 3), "dev/kmsg": (0o600, 1, 11)}
+DEVICES: Mapping[str, tuple[int, int, int]] = {
+    "dev/console": (0o600, 5, 1),
+    "dev/null": (0o666, 1, 3),
+    "dev/kmsg": (0o600, 1, 11),
+}
 
 
-def write_tree(tree: Path, out: BinaryIO) -> None:
-    """Write ``tree`` and the device nodes of :data:`DEVICES` to ``out``."""
+def pack(tree: Path, target: Path, *, devices: Mapping[str, tuple[int, int, int]] | None = None) -> None:
+    """Write ``tree`` to ``target``, and compressed by zstd to ``target.zst``."""
+    with target.open("wb") as out:
+        write_tree(tree, out, devices or {})
+    run(["zstd", "-19", "-q", "-f", target, "-o", f"{target}.zst"], timeout=600, hint="apt-get install zstd")
+
+
+def join(layers: Sequence[Path], target: Path) -> None:
+    """Make one initrd of ``layers``; what a later one has replaces what an earlier one has."""
+    with target.open("wb") as out:
+        for layer in layers:
+            data = layer.read_bytes()
+            out.write(data + bytes(-len(data) % 4))
+
+
+def write_tree(tree: Path, out: BinaryIO, devices: Mapping[str, tuple[int, int, int]]) -> None:
+    """Write ``tree`` and device nodes (name to mode, major, minor) to ``out``."""
     paths = {str(p.relative_to(tree)): p for p in tree.rglob("*")}
     number = 0
-    for name in sorted({*paths, *DEVICES}):
+    for name in sorted({*paths, *devices}):
         number += 1
-        if name in DEVICES:
-            mode, major, minor = DEVICES[name]
+        if name in devices:
+            mode, major, minor = devices[name]
             _entry(out, number, name, stat.S_IFCHR | mode, b"", (major, minor))
             continue
         path = paths[name]

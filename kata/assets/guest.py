@@ -43,8 +43,10 @@ PRUNED = (
     " lib-dynload/xx* lib-dynload/_xx* lib-dynload/audioop* lib-dynload/ossaudiodev* lib-dynload/nis*"
     " lib-dynload/_asyncio* lib-dynload/_decimal* lib-dynload/_lsprof* lib-dynload/_zoneinfo* _sysconfigdata_*"
 ).split()
-ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8", "utf_16", "utf_32", "idna", "punycode", "raw_unicode_escape",
-             "unicode_escape", "hex_codec", "cp437", "base64_codec", "undefined", "charmap", "iso8859_1", "utf_8_sig")  # fmt: skip
+ENCODINGS = (
+    "__init__ aliases ascii latin_1 utf_8 utf_16 utf_32 idna punycode raw_unicode_escape unicode_escape hex_codec cp437"
+    " base64_codec undefined charmap iso8859_1 utf_8_sig"
+).split()
 
 #: Libraries that protobuf's extension is linked to without using a symbol of theirs; check_imports would tell.
 LINKED_FOR_NOTHING = ("libstdc++.so.6", "libgcc_s.so.1")
@@ -90,8 +92,8 @@ for folder in sys.argv[3:]:
 
 IMPORT_ALL = """
 import importlib, sys
-sys.path.insert(0, sys.argv[1])
-for name in sys.argv[2:]:
+sys.path[:0] = sys.argv[1:3]
+for name in sys.argv[3:]:
     importlib.import_module(name)
 """
 
@@ -122,12 +124,11 @@ def _python_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*.py") if "__pycache__" not in p.parts)
 
 
-def build_tree(tree: Path, unpacked: Path, wheel: Path, agent: Path) -> None:
-    """Make the root tree in the empty directory ``tree``.
+def build_base(tree: Path, unpacked: Path, wheel: Path) -> None:
+    """Make the root tree, all but the agent, in the empty directory ``tree``.
 
     :param unpacked: the files of :data:`PACKAGES`.
     :param wheel: protobuf.
-    :param agent: the agent's package.
     """
     for name in DIRECTORIES:
         (tree / name).mkdir(parents=True, exist_ok=True)
@@ -137,26 +138,32 @@ def build_tree(tree: Path, unpacked: Path, wheel: Path, agent: Path) -> None:
         (tree / name).write_text(text)
     _copy_python(tree, unpacked)
     _copy_protobuf(tree, wheel)
-    for path in _python_files(agent):
-        _copy(path, tree / AGENT / "kata_agent" / path.relative_to(agent))
     _copy_busybox(tree, unpacked)
     _copy_libraries(tree, unpacked)
     (tree / "init").write_text(INIT)
-    _compile(tree)
+    # Docstrings and asserts of others' modules are dropped.  The compiler's own modules come last.
+    _guest_python(tree, COMPILE, str(tree), "2", f"{AGENT}/google")
+    _guest_python(tree, COMPILE, str(tree), "2", STDLIB)
     _settle_modes(tree)
 
 
-def check_imports(tree: Path) -> None:
-    """Import every module of the agent with the guest's own interpreter and libraries.
+def build_agent(tree: Path, base: Path, agent: Path) -> None:
+    """Add the agent's package to ``tree``, which may be another one than ``base``.
 
-    :raise HostError: a module, or a library it needs, is not in the tree.
+    :param agent: the agent's sources.
+    :raise HostError: a module of it cannot be imported with the guest's
+        interpreter: it, or a library it needs, is not in the guest.
     """
-    base = tree / AGENT
+    for path in _python_files(agent):
+        _copy(path, tree / AGENT / "kata_agent" / path.relative_to(agent))
+    _guest_python(base, COMPILE, str(tree), "0", f"{AGENT}/kata_agent")
+    folder = tree / AGENT
     names = []
-    for path in sorted((base / "kata_agent").rglob("*.pyc")):
-        parts = path.relative_to(base).with_suffix("").parts
+    for path in sorted((folder / "kata_agent").rglob("*.pyc")):
+        parts = path.relative_to(folder).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    _guest_python(tree, IMPORT_ALL, str(base), *names)
+    _guest_python(base, IMPORT_ALL, str(folder), str(base / AGENT), *names)
+    _settle_modes(tree)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -247,16 +254,18 @@ def _copy_libraries(tree: Path, unpacked: Path) -> None:
     add(["libseccomp.so.2"])  # loaded by ctypes
 
 
-def _compile(tree: Path) -> None:
-    # Docstrings and asserts of others' modules are dropped; those of the agent stay.
-    _guest_python(tree, COMPILE, str(tree), "2", f"{AGENT}/google")
-    _guest_python(tree, COMPILE, str(tree), "0", f"{AGENT}/kata_agent")
-    _guest_python(tree, COMPILE, str(tree), "2", STDLIB)
-
-
 def _guest_python(tree: Path, program: str, *arguments: str) -> None:
     """Run a program with the guest's interpreter, through the guest's loader and libraries."""
-    argv = [tree / LOADER, "--library-path", tree / LIBRARIES, tree / PYTHON, "-sSBP", "-c", program, *arguments]
+    argv: list[str | Path] = [
+        tree / LOADER,
+        "--library-path",
+        tree / LIBRARIES,
+        tree / PYTHON,
+        "-sSBP",
+        "-c",
+        program,
+        *arguments,
+    ]
     run(argv, env={"PYTHONHOME": str(tree / "usr"), "LD_BIND_NOW": "1", "PATH": "/usr/bin:/bin"}, timeout=300)
 
 
@@ -265,8 +274,10 @@ def _settle_modes(tree: Path) -> None:
     for path in [tree, *tree.rglob("*")]:
         if path.is_symlink():
             continue
-        executable = path.is_dir() or path.parent.name in ("bin", "sbin") or path.name in ("init",) or ".so" in path.name
+        executable = (
+            path.is_dir() or path.parent.name in ("bin", "sbin") or path.name in ("init",) or ".so" in path.name
+        )
         path.chmod(0o755 if executable else 0o644)
-    (tree / "tmp").chmod(0o1777)
-    (tree / "var/tmp").chmod(0o1777)
-    (tree / "root").chmod(0o700)
+    for name, mode in (("tmp", 0o1777), ("var/tmp", 0o1777), ("root", 0o700)):
+        if (tree / name).is_dir():
+            (tree / name).chmod(mode)

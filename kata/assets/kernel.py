@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kata.assets import modules, packages, workshop
+from kata.assets import cpio, modules, packages, workshop
 from kata.assets.bzimage import extract_vmlinux
 from kata.assets.elf import Elf
 from kata.assets.packages import Package
@@ -23,7 +23,8 @@ def resolve_stock(progress: Progress) -> Package:
 
 
 def build_kernel_stock(progress: Progress, *, force: bool = False) -> Asset:
-    """The stock kernel as an asset: ``vmlinux``, ``vmlinuz``, ``config``, ``modules/``.
+    """The stock kernel as an asset: ``vmlinux``, ``vmlinuz``, ``config``, ``modules/``, and
+    the modules as a layer of an initrd (``modules.cpio``, ``modules.cpio.zst``).
 
     ``vmlinux`` is what boots: QEMU enters it by PVH, without a decompressor.
 
@@ -52,6 +53,11 @@ def build_kernel_stock(progress: Progress, *, force: bool = False) -> Asset:
         if bootable == "vmlinux":
             (target / "vmlinux").write_bytes(vmlinux)
         size = _copy_modules(scratch, release, target / "modules")
+        progress.step("packing the modules")
+        layer = scratch / "layer"
+        (layer / "usr/lib/modules").mkdir(parents=True)
+        shutil.copytree(target / "modules", layer / f"usr/lib/modules/{release}")
+        cpio.pack(layer, target / "modules.cpio")
         progress.step(f"{bootable} {megabytes((target / bootable).stat().st_size)}, modules {megabytes(size)}")
         return {"kernel": bootable}
 

@@ -103,7 +103,9 @@ def load(asset: str) -> Asset:
     except FileNotFoundError as e:
         raise NotFound(f"there is no asset {asset} in {root()}") from e
     except (OSError, ValueError) as e:
-        raise HostError(f"{path}/manifest.json is damaged: {e}", "remove the directory and run: kata image build") from e
+        raise HostError(
+            f"{path}/manifest.json is damaged: {e}", "remove the directory and run: kata image build"
+        ) from e
     version = raw.get("version") if isinstance(raw, dict) else None
     if version != MANIFEST_VERSION:
         raise HostError(f"{path}/manifest.json has version {version}; known is {MANIFEST_VERSION}")
@@ -146,7 +148,9 @@ def select(asset: Asset) -> None:
             if companion is not None:
                 links.update({k: os.path.join("..", companion.id, n) for k, n in companion.files.items()})
             elif selected(kind) is not None:
-                raise ConfigError(f"no {kind} holds the modules of kernel {asset.id}", f"kata image build --kind {kind}")
+                raise ConfigError(
+                    f"no {kind} holds the modules of kernel {asset.id}", f"kata image build --kind {kind}"
+                )
     else:
         kernel = selected("kernel")
         if kernel is None or kernel.id != asset.inputs.get("kernel"):

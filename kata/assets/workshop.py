@@ -22,7 +22,13 @@ from kata.assets import store
 from kata.assets.progress import Progress
 from kata.errors import HostError, NotFound
 
-BUILDER_VERSION = 1  #: raise it when the same inputs would give another result
+#: The code that makes a kind of asset: a change in it makes the asset anew.
+BUILDERS = {
+    "kernel": ("kernel.py", "bzimage.py", "modules.py", "elf.py", "cpio.py"),
+    "base": ("initrd.py", "guest.py", "elf.py", "cpio.py"),
+    "initrd": ("initrd.py", "guest.py", "modules.py", "cpio.py"),
+    "image": ("image.py", "guest.py", "modules.py", "cpio.py"),
+}
 LOCK_TIMEOUT = 1800.0  #: seconds to wait for another build
 KEPT = 5  #: assets of a kind that stay although nothing selects them
 _WORK = ".building-"
@@ -83,7 +89,7 @@ def make(
     :param force: make it again although it exists.
     :raise HostError: it cannot be made; nothing is left.
     """
-    inputs = {"builder": BUILDER_VERSION, "kind": kind, **inputs}
+    inputs = {"kind": kind, "builder": _builder(kind), **inputs}
     asset = store.asset_id(inputs)
     place = Path(store.root()) / asset
     if not force:
@@ -116,11 +122,19 @@ def make(
     return store.load(asset)
 
 
+def _builder(kind: str) -> str:
+    """Short hash of the code that makes ``kind``."""
+    digest = hashlib.sha256()
+    for name in BUILDERS[kind]:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[: store.ID_LENGTH]
+
+
 def prune() -> None:
     """Remove the oldest assets that nothing selects, beyond :data:`KEPT` of a kind."""
     used = {a.id for a in map(store.selected, store.KINDS) if a}
-    used |= {str(a.inputs.get("kernel")) for a in store.list_assets() if a.id in used}
-    for kind in ("kernel", "initrd", "image"):
+    used |= {str(a.inputs.get(k)) for a in store.list_assets() if a.id in used for k in ("kernel", "base")}
+    for kind in ("kernel", "base", "initrd", "image"):
         idle = [a for a in store.list_assets(kind) if a.id not in used]
         for asset in idle[: max(0, len(idle) - KEPT)]:
             shutil.rmtree(asset.path)
