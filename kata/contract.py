@@ -109,6 +109,7 @@ class InvocationOptions:
     host_cpus: int = 1
     host_memory: int = 0  #: MiB
     kvm_usable: bool = False
+    tsc_khz: int = 0  #: frequency of the host's time stamp counter; 0 = not known
     kernel_asset: str = ""  #: the store's selected kernel
     initrd_asset: str = ""
     image_asset: str = ""
@@ -240,7 +241,7 @@ class Personality:
     program: str = "kata"
     error_exit_code: int = 1
     log_format: str = "text"  #: of --log when --log-format is not given: text | json | glog
-    default_root: str = "/run/kata"
+    default_root: str = "/run/kata/containers"
     force_delete_unknown_fails: bool = False
 
     def version_lines(self, version: str, commit: str, spec: str) -> str:

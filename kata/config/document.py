@@ -1,0 +1,100 @@
+"""TOML files and the lines their keys stand on.  The only module that imports tomli."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kata.errors import ConfigError
+
+MAX_SIZE = 1 << 20  #: bytes
+
+_TABLE = re.compile(r"^\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?$")
+_KEY = re.compile(r"""^\s*([A-Za-z0-9_.\s"'-]+?)\s*=""")
+
+
+class Document(NamedTuple):
+    """A parsed file."""
+
+    path: str
+    data: Mapping[str, Any]
+    lines: Mapping[tuple[str, str], int]
+
+    def place(self, table: str, key: str = "") -> str:
+        """``FILE:LINE`` of a key or, without one, of a table's header."""
+        line = self.lines.get((table, key)) or self.lines.get((table, ""))
+        return f"{self.path}:{line}" if line else self.path
+
+
+def read(path: str) -> Document:
+    """Read a configuration file.
+
+    :raise FileNotFoundError: there is none.
+    :raise ConfigError: it cannot be read or is not TOML; the text has file and line.
+    """
+    import tomli  # here, so that a verb which reads no configuration does not pay for it
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"cannot read {path}: {_reason(e)}") from e
+    with os.fdopen(fd, "rb") as f:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(f"cannot read {path}: it is not a regular file")
+        raw = f.read(MAX_SIZE + 1)
+    if len(raw) > MAX_SIZE:
+        raise ConfigError(f"{path} is larger than {MAX_SIZE >> 20} MiB")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise ConfigError(f"{path}:{line}: is not UTF-8") from e
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as e:
+        raise ConfigError(_syntax(path, str(e), text)) from e
+    except RecursionError as e:
+        raise ConfigError(f"{path} is nested too deeply") from e
+    return Document(path, data, _lines(text))
+
+
+def _syntax(path: str, message: str, text: str) -> str:
+    """tomli's message with the line where editors look for it."""
+    found = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", message)
+    if found:
+        return f"{path}:{found[2]}: {found[1]} (column {found[3]})"
+    return f"{path}:{text.count(chr(10)) + 1}: {message}"
+
+
+def _lines(text: str) -> dict[tuple[str, str], int]:
+    """Line of each (table, key) and each (table, "").
+
+    A line inside a multi-line string may look like a key; the first one counts
+    and only the line number in an error depends on it.
+    """
+    lines: dict[tuple[str, str], int] = {}
+    table = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _TABLE.match(line):
+            table = _plain(header[1])
+            lines.setdefault((table, ""), number)
+        elif key := _KEY.match(line):
+            dotted = f"{table}.{_plain(key[1])}".strip(".")
+            parent, _dot, name = dotted.rpartition(".")
+            lines.setdefault((parent, name), number)
+            lines.setdefault((parent, ""), number)
+    return lines
+
+
+def _plain(name: str) -> str:
+    """A dotted name without the quotes and blanks TOML allows in it."""
+    return ".".join(part.strip().strip("\"'") for part in name.split("."))
+
+
+def _reason(e: OSError | ValueError) -> str:
+    return (e.strerror or str(e)).lower() if isinstance(e, OSError) else str(e)
