@@ -183,8 +183,7 @@ PROCESS = c.record({
     "commandLine": _elsewhere("Windows"),
     "env": _strings,
     "cwd": _cwd,
-    "capabilities": c.record({s: _capabilities for s in
-                              ("bounding", "effective", "inheritable", "permitted", "ambient")}),
+    "capabilities": c.record(dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _capabilities)),
     "rlimits": _rlimits,
     "noNewPrivileges": c.boolean,
     "apparmorProfile": c.string,
@@ -207,9 +206,9 @@ RESOURCES = c.record({
         "allow": c.boolean, "type": c.choice("device type", ("a", "b", "c", "")),
         "major": c.int64, "minor": c.int64, "access": _access}, ("allow",))),
     "memory": c.record({
-        **{k: c.int64 for k in ("limit", "reservation", "swap", "kernel", "kernelTCP")},
+        **dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), c.int64),
         "swappiness": _swappiness,
-        **{k: c.boolean for k in ("disableOOMKiller", "useHierarchy", "checkBeforeUpdate")}}),
+        **dict.fromkeys(("disableOOMKiller", "useHierarchy", "checkBeforeUpdate"), c.boolean)}),
     "cpu": c.record({
         "shares": c.uint64, "quota": c.int64, "burst": c.uint64, "period": c.uint64,
         "realtimeRuntime": c.int64, "realtimePeriod": c.uint64, "cpus": c.string, "mems": c.string,
@@ -258,8 +257,8 @@ LINUX = c.record({
     "rootfsPropagation": c.choice("mount propagation", PROPAGATION),
     "maskedPaths": c.array(c.inner_path), "readonlyPaths": c.array(c.inner_path),
     "mountLabel": c.string,
-    "intelRdt": c.record({k: c.string for k in ("closID", "l3CacheSchema", "memBwSchema")}
-                         | {k: c.boolean for k in ("enableCMT", "enableMBM")}),
+    "intelRdt": c.record(dict.fromkeys(("closID", "l3CacheSchema", "memBwSchema"), c.string)
+                         | dict.fromkeys(("enableCMT", "enableMBM"), c.boolean)),
     "personality": c.record({"domain": c.choice("personality", ("LINUX", "LINUX32")),
                              "flags": c.array(c.choice("personality flag", ()))}, ("domain",)),
     "timeOffsets": c.record({k: c.record({"secs": c.int64, "nanosecs": c.uint32}) for k in ("monotonic", "boottime")}),
@@ -271,7 +270,7 @@ CONFIG = c.record({
     "root": c.record({"path": c.string, "readonly": c.boolean}, ("path",)),
     "hostname": c.text(HOST_NAME_MAX), "domainname": c.text(HOST_NAME_MAX),
     "mounts": _mounts,
-    "hooks": c.record({k: _HOOK for k in HOOKS}),
+    "hooks": c.record(dict.fromkeys(HOOKS, _HOOK)),
     "annotations": c.table(c.string),
     "linux": LINUX,
     **{k: _elsewhere(k) for k in ("windows", "solaris", "vm", "zos", "freebsd")},
