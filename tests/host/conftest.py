@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kata.network import netns
+from kata_agent.linux import syscalls
 
 HERE = Path(__file__).parent
 
@@ -49,4 +50,15 @@ def outside_netns(home_netns: int) -> Iterator[int]:
     """A second namespace, for the other end of a wire."""
     fd = netns.create()
     yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def home_mountns() -> Iterator[int]:
+    """The host's mount namespace; the thread is back in it, and in its folder, afterwards."""
+    cwd = os.getcwd()
+    fd = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    yield fd
+    syscalls.setns(fd, syscalls.CLONE_NEWNS)
+    os.chdir(cwd)
     os.close(fd)
