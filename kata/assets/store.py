@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kata.errors import ConfigError, HostError, NotFound
@@ -77,17 +77,18 @@ def list_assets(kind: str = "") -> list[Asset]:
     return sorted((a for a in assets if kind in ("", a.kind)), key=lambda a: a.built)
 
 
-def find(kind: str, prefix: str) -> Asset:
-    """The one asset of a kind whose id starts with ``prefix``.
+def find(kinds: Sequence[str], prefix: str) -> Asset:
+    """The one asset of these kinds whose id starts with ``prefix``.
 
     :raise NotFound: there is none, or more than one.
     """
-    found = [a for a in list_assets(kind) if a.id.startswith(prefix)]
+    found = [a for kind in kinds for a in list_assets(kind) if a.id.startswith(prefix)]
     if len(found) == 1:
         return found[0]
+    what = " or ".join(kinds)
     if found:
-        raise NotFound(f"more than one {kind} starts with {prefix}: {', '.join(a.id for a in found)}")
-    raise NotFound(f"there is no {kind} {prefix}", f"kata {'kernel' if kind == 'kernel' else 'image'} list")
+        raise NotFound(f"more than one {what} starts with {prefix}: {', '.join(a.id for a in found)}")
+    raise NotFound(f"there is no {what} {prefix}", f"kata {'kernel' if 'kernel' in kinds else 'image'} list")
 
 
 def load(asset: str) -> Asset:
