@@ -72,8 +72,8 @@ def load(name: str, origin: str = "") -> Backend:
 
         known = available()
         asked = f" (asked for by {origin})" if origin else ""
-        raise ConfigError(f"unknown flavor {name!r}{asked}",
-                          nearest(name, known) if known else "no backend is installed; install kata-backend-unified") from e
+        hint = nearest(name, known) if known else "no backend is installed; install kata-backend-unified"
+        raise ConfigError(f"unknown flavor {name!r}{asked}", hint) from e
     except MultipleMatches as e:
         raise HostError(f"flavor {name!r}: more than one plugin has this name", "uninstall one of them") from e
     except Exception as e:  # a plugin can fail in any way while it is imported

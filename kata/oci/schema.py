@@ -183,7 +183,8 @@ PROCESS = c.record({
     "commandLine": _elsewhere("Windows"),
     "env": _strings,
     "cwd": _cwd,
-    "capabilities": c.record(dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _capabilities)),
+    "capabilities": c.record(
+        dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _capabilities)),
     "rlimits": _rlimits,
     "noNewPrivileges": c.boolean,
     "apparmorProfile": c.string,
