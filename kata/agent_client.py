@@ -1,0 +1,166 @@
+"""The host's end of the agent channel: ttRPC requests over one byte stream.
+
+Many requests may be outstanding; each answer finds its own.  Everything that
+arrives was written by a guest and is checked: lengths, types, stream numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from contextlib import suppress
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+
+from kata.errors import GuestError, VmError
+from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc_pb2
+from kata_agent.protocol import ttrpc as frames
+
+METHODS = frames.method_table([agent_pb2.DESCRIPTOR, guest_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
+
+#: The deadline of an ordinary request, seconds.  Emulated guests are slow.
+TIMEOUT = 60.0
+
+
+class ChannelClosed(VmError):
+    """The channel to the guest broke; the request's fate is unknown."""
+
+
+class AgentClient:
+    """A connection to the agent.
+
+    The channel is a byte pipe that outlives its host end, so a new end first
+    resynchronises: a token that only host and agent know, then a RESET frame
+    with a nonce; whatever arrives before the agent's RESET with the same nonce
+    belonged to an earlier end and is dropped.
+    """
+
+    def __init__(self, path: str, token: str) -> None:
+        self.path = path
+        self._token = bytes.fromhex(token)
+        self._pending: dict[int, asyncio.Future[bytes]] = {}
+        self._next_stream = 1
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader_task: asyncio.Task[None] | None = None
+        self.closed = asyncio.Event()
+
+    async def connect(self) -> None:
+        """Connect and resynchronise; waits for the agent as long as the caller lets it.
+
+        :raise ChannelClosed: the machine's end is gone.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(self.path)
+            sock.setblocking(False)
+            reader, self._writer = await asyncio.open_connection(sock=sock, limit=1 << 20)
+        except OSError as e:
+            sock.close()
+            raise ChannelClosed(f"cannot connect to the agent channel {self.path}: {e.strerror}") from e
+        handshake = frames.HostHandshake(self._token, secrets.token_bytes(frames.NONCE_SIZE))
+        self._writer.write(handshake.greeting)
+        await self._writer.drain()
+        rest = b""
+        while not handshake.done:
+            data = await reader.read(1 << 16)
+            if not data:
+                raise ChannelClosed("the guest's end of the agent channel closed before the agent answered")
+            rest = handshake.feed(data)
+        self._reader_task = asyncio.ensure_future(self._read(reader, rest))
+
+    async def _read(self, reader: asyncio.StreamReader, data: bytes) -> None:
+        decoder = frames.Decoder()
+        reason = "the agent channel closed"
+        try:
+            while True:
+                for frame in decoder.feed(data):
+                    future = self._pending.pop(frame.stream_id, None)
+                    # An answer nobody waits for: its request was given up.
+                    if frame.type == frames.RESPONSE and future is not None and not future.done():
+                        future.set_result(frame.payload)
+                data = await reader.read(1 << 18)
+                if not data:
+                    return
+        except frames.FrameError as e:
+            reason = f"the guest broke the protocol of the agent channel: {e}"
+        except OSError as e:
+            reason = f"the agent channel broke: {e.strerror}"
+        finally:
+            self.closed.set()
+            for future in self._pending.values():
+                if not future.done():
+                    future.set_exception(ChannelClosed(reason))
+            self._pending.clear()
+
+    async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None = TIMEOUT) -> bytes:
+        """One request and its reply, both serialized.
+
+        :param timeout: seconds; None for requests that wait for an event.
+        :raise GuestError: the agent refused.
+        :raise ChannelClosed: the channel broke.
+        :raise VmError: no answer in time.
+        """
+        if self._writer is None or self.closed.is_set():
+            raise ChannelClosed("the agent channel is closed")
+        stream, self._next_stream = self._next_stream, self._next_stream + 2
+        if self._next_stream > 0xFFFFFFF0:
+            self._next_stream = 1
+        envelope = ttrpc_pb2.Request(service=service, method=method, payload=payload)
+        if timeout is not None:
+            envelope.timeout_nano = int(timeout * 1e9)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[stream] = future
+        self._writer.write(frames.encode(stream, frames.REQUEST, envelope.SerializeToString()))
+        try:
+            await self._writer.drain()
+            answer = await (future if timeout is None else asyncio.wait_for(future, timeout))
+        except TimeoutError as e:
+            raise VmError(f"the agent did not answer {method} within {timeout:g} s") from e
+        except ConnectionError as e:
+            raise ChannelClosed(f"the agent channel broke during {method}") from e
+        finally:
+            self._pending.pop(stream, None)
+        try:
+            response = ttrpc_pb2.Response.FromString(answer)
+        except DecodeError as e:
+            raise VmError(f"the agent's answer to {method} cannot be read") from e
+        if response.status.code:
+            raise GuestError(response.status.message[:4096] or f"{method} failed", code=response.status.code)
+        return response.payload
+
+    async def call(self, service: str, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """:meth:`call_raw` with messages; the reply is of the class that the service names."""
+        payload = await self.call_raw(service, method, request.SerializeToString(), timeout)
+        try:
+            return METHODS[service, method].response.FromString(payload)
+        except DecodeError as e:
+            raise VmError(f"the agent's answer to {method} cannot be read") from e
+
+    async def agent(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """An rpc of ``grpc.AgentService``."""
+        return await self.call("grpc.AgentService", method, request, timeout)
+
+    async def guest(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """An rpc of ``kata.v1.Guest``."""
+        return await self.call("kata.v1.Guest", method, request, timeout)
+
+    async def check(self, timeout: float = TIMEOUT) -> None:
+        """``grpc.Health.Check``.
+
+        :raise VmError: the agent is not serving.
+        """
+        reply = await self.call("grpc.Health", "Check", health_pb2.CheckRequest(), timeout)
+        if reply.status != health_pb2.HealthCheckResponse.SERVING:
+            raise VmError("the agent in the guest is not serving")
+
+    async def close(self) -> None:
+        if self._reader_task is not None:
+            self._reader_task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reader_task
+        if self._writer is not None:
+            self._writer.close()
+            with suppress(OSError):
+                await self._writer.wait_closed()

@@ -1,0 +1,168 @@
+"""The command: global options, a verb, its words.
+
+A verb is a module of this package with a ``VERB`` (what it takes, see
+:mod:`kata.cli.table`) and ``run(context, args) -> exit code``, or with a click
+``command`` of its own.  Only the verb that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kata.cli.table import FLAG, MANY, OPTIONAL, VALUE, Option, parse
+from kata.errors import KataError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kata.cli.context import Context
+
+#: name -> (module, help); no help: hidden.
+VERBS: dict[str, tuple[str, str]] = {
+    "create": ("create", "make a container"),
+    "start": ("start", "run the process of a created container"),
+    "run": ("run", "create and start a container"),
+    "state": ("state", "print the state of a container"),
+    "list": ("list", "list containers"),
+    "kill": ("kill", "send a signal to a container"),
+    "delete": ("delete", "remove a container"),
+    "exec": ("exec", "run another process in a container"),
+    "ps": ("ps", "list the processes of a container"),
+    "pause": ("pause", "suspend all processes of a container"),
+    "resume": ("resume", "resume a paused container"),
+    "update": ("update", "change the resources of a container"),
+    "events": ("events", "print events and statistics of a container"),
+    "spec": ("spec", "write a config.json to start from"),
+    "features": ("features", "print what this runtime can do, as JSON"),
+    "version": ("version", "print the version"),
+    "cleanup": ("cleanup", "remove what crashed sandboxes left behind"),
+    "plan": ("plan", "print the plans made for a bundle"),
+    "image": ("image", "build and select guest images"),
+    "kernel": ("kernel", "list and select guest kernels"),
+    "kata-env": ("env", "print the configuration and the host's abilities"),
+    "kata-check": ("check", "check whether this host can run containers"),
+}
+
+OPTIONS: tuple[Option, ...] = (
+    Option("--root", help="directory of container state", metavar="DIR"),
+    Option("--log", help="file that takes log messages", metavar="FILE"),
+    Option("--log-format", choices=("text", "json"), help="format of log messages"),
+    Option("--debug", kind=FLAG, help="log debug messages"),
+    Option("--systemd-cgroup", kind=FLAG, help="cgroup paths are systemd's slice:prefix:name"),
+    Option("--flavor", help="flavor for new containers", metavar="NAME"),
+    Option("--kata-config", "--config", help="configuration file", metavar="FILE"),
+    Option("--kata-show-default-config-paths", "--show-default-config-paths", kind=FLAG,
+           help="print where configuration files are looked for"),
+    Option("--rootless", kind=OPTIONAL, help="auto, true or false; true cannot hold: root is needed"),
+    Option("--criu", help="refused: a virtual machine is not checkpointed by CRIU", hidden=True),
+    Option("--version", "-v", kind=FLAG, help="print the version"),
+)
+
+PROGRAMS = ("kata", "kata-runtime")
+_UNSUPPORTED = ("checkpoint", "restore", "init")
+
+__all__ = ["MANY", "OPTIONS", "VALUE", "VERBS", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program's entry; never raises but for SystemExit."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    program = os.path.basename(sys.argv[0]) or "kata"
+    try:
+        return _main(program, words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _main(program: str, words: list[str]) -> int:
+    from kata.cli.context import Context
+
+    context: Context | None = None
+    try:
+        parsed = parse(OPTIONS, (), False, words, stop_at_first=True)
+        if parsed is not None and parsed[1] < len(words):
+            options, words = parsed[0], words[parsed[1]:]
+        else:
+            from kata.cli import full
+
+            options, words = full.parse_global(full.Program(program, VERBS, OPTIONS, _help()), words)
+        context = Context(program, options)
+        _check_global(options)
+        if options["version"]:
+            words = ["version"]
+        elif options["kata_show_default_config_paths"]:
+            print(*context.backend().config_paths(context.invocation()), sep="\n")
+            return 0
+        if not words:
+            return 0
+        return _verb(context, words[0], words[1:])
+    except KataError as e:
+        return _failed(context, program, e)
+    except Exception as e:
+        # A defect of ours: where it happened goes to the log, never to a user's terminal.
+        return _defect(context, program, e)
+
+
+def _help() -> str:
+    return "Run OCI containers, each or each pod in a virtual machine of its own."
+
+
+def _check_global(options: dict[str, Any]) -> None:
+    from kata.errors import UnsupportedError
+
+    if options["rootless"] not in ("", "auto", "false"):
+        raise UnsupportedError("--rootless=true cannot hold", "run as root: taps, mounts and cgroups need it")
+    if options["criu"]:
+        raise UnsupportedError("--criu cannot hold: a virtual machine is not checkpointed by CRIU", "leave it out")
+
+
+def _verb(context: Context, name: str, words: list[str]) -> int:
+    entry = VERBS.get(name)
+    if entry is None:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near and name not in _UNSUPPORTED else ""
+        raise UsageError(f'Invalid command "{name}"', hint, kind="invalid-command", values={"command": name})
+    module = import_module(f"kata.cli.{entry[0]}")
+    if not hasattr(module, "VERB"):
+        from kata.cli import full
+
+        return full.run_click(context.program, name, module.command, words)
+    verb = module.VERB
+    parsed = parse(verb.options, verb.arguments, verb.passthrough, words)
+    if parsed is not None:
+        args = parsed[0]
+    else:
+        from kata.cli import full
+
+        args = full.parse_verb(context.program, name, verb, words)
+    code: int = module.run(context, args)
+    return code
+
+
+def _failed(context: Context | None, program: str, error: KataError) -> int:
+    if context is not None:
+        context.log.error(str(error))
+    sys.stderr.write(f"{program}: {error}\n")
+    return 1
+
+
+def _defect(context: Context | None, program: str, error: Exception) -> int:
+    import traceback
+
+    if context is not None:
+        context.log.debug("".join(traceback.format_exception(error)))
+    if os.environ.get("KATA_TRACEBACK"):
+        traceback.print_exception(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(last.filename)}:{last.lineno}"
+    what = KataError(f"internal error: {type(error).__name__}: {error} ({where})",
+                     "please report it, with the output of the same command under KATA_TRACEBACK=1")
+    return _failed(context, program, what)

@@ -1,0 +1,97 @@
+"""What every verb has at hand: global options, log, and the flavor's way to speak."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from kata import state
+from kata.errors import ProxyGone, WrongState
+from kata.log import Log
+
+if TYPE_CHECKING:
+    from kata.contract import Backend, InvocationOptions
+    from kata.wire import Client
+
+
+class Context:
+    """One invocation.
+
+    ``options`` are the global options; the flavor's own are among them.
+    """
+
+    def __init__(self, program: str, options: dict[str, Any]) -> None:
+        self.program = program
+        self.options = options
+        level = "debug" if options["debug"] else "info"
+        self.log = Log(options["log"], options["log_format"] or "text", level, program)
+        self._backend: Backend | None = None
+
+    @property
+    def root(self) -> str:
+        """``--root``, absolute; "" when it was not given."""
+        return os.path.abspath(self.options["root"]) if self.options["root"] else ""
+
+    def container(self, container_id: str) -> state.Container:
+        return state.load_container(self.root, container_id)
+
+    def proxy(self, container: state.Container) -> Client:
+        """A connection to the proxy of a container's sandbox, which is restarted if it is gone.
+
+        :raise WrongState: the machine is gone, and the container with it.
+        """
+        from kata.wire import Client
+
+        try:
+            return Client(container.proxy_socket)
+        except ProxyGone:
+            from kata.revive import revive
+
+            try:
+                revive(container.sandbox_dir)
+            except (ProxyGone, FileNotFoundError) as e:
+                raise WrongState("container not running",
+                                 f"the machine of container {container.id} is gone; delete the container") from e
+            return Client(container.proxy_socket)
+
+    def ask(self, container: state.Container, op: str, *, timeout: float = 60.0, **params: Any) -> dict[str, Any]:
+        """One operation of the container's proxy."""
+        with self.proxy(container) as client:
+            return client.request(op, timeout=timeout, id=container.id, **params)
+
+    # --- for verbs that make something --------------------------------------------------
+
+    def backend(self) -> Backend:
+        """The flavor chosen for new containers."""
+        if self._backend is None:
+            from kata import loader
+
+            choice = loader.choose(self.options["flavor"], os.environ, self.program)
+            self._backend = loader.load(choice.name, choice.origin)
+        return self._backend
+
+    def backend_of(self, container: state.Container) -> Backend:
+        """The flavor a container was made with."""
+        from kata import loader
+
+        return loader.load_resolved(container.record["backend"])
+
+    def invocation(self) -> InvocationOptions:
+        """What the backend may know of the host."""
+        from kata import hostfacts
+        from kata.assets import store
+        from kata.contract import InvocationOptions
+
+        facts = hostfacts.collect()
+        return InvocationOptions(
+            config_path=self.options["kata_config"],
+            options={k: str(v) for k, v in self.options.items() if v not in ("", False, None)},
+            environ=dict(os.environ),
+            host_cpus=facts.cpus,
+            host_memory=facts.memory,
+            kvm_usable=facts.kvm_usable,
+            kernel_asset=store.selected_path("kernel"),
+            initrd_asset=store.selected_path("initrd"),
+            image_asset=store.selected_path("image"),
+            boot_initrd_asset=store.selected_path("boot-initrd"),
+        )

@@ -1,0 +1,147 @@
+"""``delete``: remove containers and all that was made for them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+from kata import state
+from kata.cli.context import Context
+from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
+from kata.errors import HostError, KataError, NotFound, UsageError, WrongState
+
+VERB = Verb(
+    "Remove stopped containers, and with --force running ones too.",
+    Option("--force", "-f", kind=FLAG, help="kill what still runs; an unknown id is no error"),
+    arguments=[Argument("ids", "*")],
+)
+
+STOP_TIMEOUT = 30.0  #: seconds a proxy has for a delete
+
+
+def run(context: Context, args: Namespace) -> int:
+    if not args["ids"]:
+        raise UsageError("Missing container ID", kind="missing-id")
+    for container_id in args["ids"]:
+        try:
+            container = context.container(container_id)
+        except NotFound:
+            if not args["force"]:
+                raise
+            continue
+        except KataError:
+            if not args["force"]:
+                raise
+            _remove_damaged(context, container_id)
+            continue
+        delete(context, container, args["force"])
+    return 0
+
+
+def delete(context: Context, container: state.Container, force: bool) -> None:
+    """Remove a container.
+
+    End state: its processes, mounts, cgroup and files are gone, and its
+    sandbox with the last of them.  With ``force`` nothing that is missing or
+    dead already is an error.
+    """
+    record = container.record
+    if not force and container.status() in ("creating", "running", "paused"):
+        raise WrongState("Container still running, should be stopped",
+                         f"kill container {container.id} first, or delete it with --force",
+                         values={"id": container.id, "status": container.status(), "verb": "delete"})
+    last = _leave_sandbox(container, force)
+    from kata.teardown import destroy_sandbox, end_process
+
+    if last:
+        destroy_sandbox(container.sandbox_dir)
+    # The shim has its exit code by now; one that hangs must not stay.
+    _await_shim(record["pid"], record["pid_start"])
+    end_process(record["pid"], record["pid_start"])
+    _poststop(context, container)
+    if record["cgroup"]:
+        from kata import cgroups
+
+        cgroups.at(record["cgroup"]).remove()
+    state.remove_container(container)
+
+
+def _leave_sandbox(container: state.Container, force: bool) -> bool:
+    """Take the container out of its sandbox; True when the sandbox has to go."""
+    from kata.wire import Client
+
+    try:
+        with Client(container.proxy_socket) as client:
+            return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
+    except NotFound:
+        return _is_last(container)
+    except WrongState:
+        raise
+    except KataError:
+        pass
+    # No proxy answers.  If the machine lives with other containers in it, a new one has to do this.
+    if _is_last(container):
+        return True
+    from kata.revive import revive
+
+    try:
+        revive(container.sandbox_dir)
+    except KataError:
+        return True
+    with suppress(NotFound), Client(container.proxy_socket) as client:
+        return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
+    return _is_last(container)
+
+
+def _is_last(container: state.Container) -> bool:
+    """Whether no other container is recorded in the sandbox."""
+    try:
+        recorded = state.read_json(f"{container.sandbox_dir}/sandbox.json")["containers"]
+    except (FileNotFoundError, KataError):
+        return True
+    return not set(recorded) - {container.id}
+
+
+def _await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
+    """Let the shim end by itself: it may still be handing the last output to the engine."""
+    if not state.alive(pid, started):
+        return
+    from kata.teardown import wait_end
+    from kata_agent.linux import syscalls
+
+    with suppress(ProcessLookupError):
+        pidfd = syscalls.pidfd_open(pid)
+        try:
+            with suppress(HostError):
+                wait_end(pidfd, pid, timeout)
+        finally:
+            os.close(pidfd)
+
+
+def _poststop(context: Context, container: state.Container) -> None:
+    hooks = container.record["hooks"]["poststop"]
+    if not hooks:
+        return
+    from kata.cli.start import oci_state, warn
+    from kata.hooks import run_hooks
+
+    for hook in hooks:
+        try:
+            run_hooks("poststop", [hook], oci_state(container, "stopped") | {"pid": 0})
+        except HostError as e:
+            warn(context, str(e))
+
+
+def _remove_damaged(context: Context, container_id: str) -> None:
+    """A record that cannot be read: remove the container's directory, and its sandbox if it had one of its own."""
+    import shutil
+
+    from kata.teardown import destroy_sandbox
+
+    for root in [context.root] if context.root else state.known_roots():
+        path = state.container_dir(root, container_id)
+        if os.path.isdir(path):
+            destroy_sandbox(state.sandbox_dir(state.sandbox_key(root, container_id)))
+            shutil.rmtree(path, ignore_errors=True)
+            sys.stderr.write(f"{context.program}: removed the damaged record of container {container_id}\n")

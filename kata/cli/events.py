@@ -1,0 +1,59 @@
+"""``events``: statistics at an interval, and out-of-memory events as they happen."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from kata.cli.context import Context
+from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
+from kata.errors import UsageError, WrongState
+
+VERB = Verb(
+    "Print events of a container as JSON, one a line, until it ends.",
+    Option("--interval", default="5s", help="time between statistics, as 500ms, 5s or 1m", metavar="TIME"),
+    Option("--stats", kind=FLAG, help="print the statistics once"),
+    arguments=[Argument("id")],
+)
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """A Go duration in seconds.
+
+    :raise UsageError: it is none, or not above zero.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text)
+    total = sum(float(n) * _UNITS[u] for n, u in parts)
+    if "".join(n + u for n, u in parts) != text or total <= 0:
+        raise UsageError(f"--interval {text} is not a time above zero", "write it as 500ms, 5s or 1m")
+    return total
+
+
+def run(context: Context, args: Namespace) -> int:
+    interval = seconds(args["interval"])
+    container = context.container(args["id"])
+    if container.status() not in ("created", "running", "paused"):
+        raise WrongState("container not running", f"container {container.id} is {container.status()}")
+    if args["stats"]:
+        _print("stats", container.id, context.ask(container, "stats"))
+        return 0
+    ooms = 0
+    while True:
+        reply = context.ask(container, "wait_event", timeout=interval + 60, ooms=ooms, interval=interval)
+        if reply["ooms"] > ooms:
+            ooms = reply["ooms"]
+            _print("oom", container.id, None)
+        elif reply["ended"]:
+            return 0
+        else:
+            try:
+                _print("stats", container.id, context.ask(container, "stats"))
+            except WrongState:
+                return 0
+
+
+def _print(kind: str, container_id: str, data: dict[str, object] | None) -> None:
+    event = {"type": kind, "id": container_id}
+    print(json.dumps(event if data is None else event | {"data": data}), flush=True)

@@ -1,0 +1,169 @@
+"""``exec``: run another process in a container."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from kata import state
+from kata.cli.context import Context
+from kata.cli.create import CONSOLE_SOCKET, PID_FILE, check_fds
+from kata.cli.table import FLAG, INT, MANY, Argument, Namespace, Option, Verb
+from kata.errors import UnsupportedError, UsageError, WrongState
+
+if TYPE_CHECKING:
+    from kata.wire import Client
+
+VERB = Verb(
+    "Run another process in a container; ends with its exit code.",
+    CONSOLE_SOCKET,
+    PID_FILE,
+    Option("--console", help="path of a terminal to use instead of the standard streams", metavar="TTY"),
+    Option("--cwd", help="current directory of the process", metavar="DIR"),
+    Option("--env", "-e", kind=MANY, help="environment variable NAME=VALUE", metavar="NAME=VALUE"),
+    Option("--tty", "-t", kind=FLAG, help="give it a terminal"),
+    Option("--user", "-u", help="UID[:GID]", metavar="USER"),
+    Option("--additional-gids", "-g", kind=MANY, help="additional group", metavar="GID"),
+    Option("--process", "-p", help="file with the process as JSON", metavar="FILE"),
+    Option("--detach", "-d", kind=FLAG, help="return once it runs"),
+    Option("--process-label", help="refused: SELinux is not in the guest", metavar="LABEL"),
+    Option("--apparmor", help="refused: AppArmor is not in the guest", metavar="PROFILE"),
+    Option("--no-new-privs", kind=FLAG, help="it and its children cannot gain privileges"),
+    Option("--cap", "-c", kind=MANY, help="add a capability", metavar="CAP"),
+    Option("--preserve-fds", kind=INT, help="only 0: a descriptor cannot cross into a virtual machine", metavar="N"),
+    Option("--cgroup", kind=MANY, help="run in this sub-cgroup of the container's", metavar="PATH"),
+    Option("--ignore-paused", kind=FLAG, help="allow it in a paused container"),
+    Option("--no-subreaper", kind=FLAG, help="orphans are the guest's, with or without", hidden=True),
+    arguments=[Argument("id"), Argument("command", "*")],
+    passthrough=True,
+)
+
+
+def run(context: Context, args: Namespace) -> int:
+    container = context.container(args["id"])
+    check_fds(args["preserve_fds"])
+    for option, what in (("process_label", "SELinux"), ("apparmor", "AppArmor")):
+        if args[option]:
+            raise UnsupportedError(f"--{option.replace('_', '-')} cannot hold: {what} is not in the guest",
+                                   "leave it out; the virtual machine isolates the container")
+    if container.status() not in ("created", "running", "paused"):
+        raise WrongState(f"Container {container.id} is not ready or running", f"it is {container.status()}",
+                         values={"id": container.id, "status": container.status(), "verb": "exec"})
+    made = state.read_json(f"{container.dir}/process.json")
+    process = _process(context, args, made["process"])
+    from kata.guestspec.extras import exec_extras
+
+    extras: dict[str, Any] = {"process": exec_extras(process, made["extras"])}
+    if args["cgroup"]:
+        extras["cgroup"] = _cgroup(args["cgroup"])
+    terminal = bool(process.get("terminal"))
+    if terminal and args["detach"] and not args["console_socket"]:
+        raise UsageError("a detached process with a terminal needs a --console-socket")
+    exec_id = f"exec-{os.urandom(8).hex()}"
+    with context.proxy(container) as client:
+        client.request("exec", timeout=120, id=container.id, exec_id=exec_id, process=process, extras=extras,
+                       ignore_paused=args["ignore_paused"])
+        if args["detach"] or args["console_socket"] or args["pid_file"]:
+            return _by_shim(context, args, container, client, exec_id, terminal)
+        return _here(container, client, exec_id, terminal, args["console"])
+
+
+def _process(context: Context, args: Namespace, first: dict[str, Any]) -> dict[str, Any]:
+    """The process to run: from the file, or the container's own with what the options change.
+
+    :raise BundleError: it is not a valid process.
+    """
+    from kata import oci
+
+    if args["process"]:
+        if args["command"]:
+            raise UsageError("both --process and a command are given", "give one of them")
+        process, notes = oci.load_process(args["process"])
+    else:
+        if not args["command"]:
+            raise UsageError("no command to run is given", "name it after the container id, or give --process FILE")
+        process = {**first, "args": list(args["command"]), "terminal": args["tty"]}
+        process.pop("consoleSize", None)
+        if args["cwd"]:
+            process["cwd"] = args["cwd"]
+        process["env"] = [*process.get("env", ()), *args["env"]]
+        process["user"] = _user(process.get("user", {}), args["user"], args["additional_gids"])
+        if args["cap"]:
+            process["capabilities"] = _with_caps(process.get("capabilities", {}), args["cap"])
+        notes = oci.check_process(process, "exec")
+    if args["tty"]:
+        process["terminal"] = True
+    if args["no_new_privs"]:
+        process["noNewPrivileges"] = True
+    for note in notes:
+        context.log.warning(note)
+    return process
+
+
+def _user(user: dict[str, Any], text: str, groups: tuple[str, ...]) -> dict[str, Any]:
+    user = dict(user)
+    if text:
+        uid, _, gid = text.partition(":")
+        if not uid.isdigit() or (gid and not gid.isdigit()):
+            raise UsageError(f"--user {text} is not UID or UID:GID", "give numbers; names are the engine's to resolve")
+        user = {"uid": int(uid), "gid": int(gid) if gid else 0}
+    if groups:
+        if not all(g.isdigit() for g in groups):
+            raise UsageError(f"--additional-gids {' '.join(groups)}: not all are numbers")
+        user["additionalGids"] = [*user.get("additionalGids", ()), *map(int, groups)]
+    return user
+
+
+def _with_caps(capabilities: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """runc adds them to every set but the inheritable and ambient ones."""
+    changed = dict(capabilities)
+    for kind in ("bounding", "effective", "permitted"):
+        changed[kind] = list(dict.fromkeys([*changed.get(kind, ()), *names]))
+    return changed
+
+
+def _cgroup(paths: tuple[str, ...]) -> str:
+    """runc takes CONTROLLER:PATH for cgroup v1; the guest has cgroup v2, where one path is all."""
+    if len(paths) != 1 or ":" in paths[0]:
+        raise UsageError(f"--cgroup {' '.join(paths)} names controllers", "the guest has cgroup v2: give one path")
+    if ".." in paths[0].split("/"):
+        raise UsageError(f"--cgroup {paths[0]} leaves the container's cgroup")
+    return paths[0].strip("/")
+
+
+def _by_shim(context: Context, args: Namespace, container: state.Container, client: Client, exec_id: str,
+             terminal: bool) -> int:
+    from kata import cgroups
+    from kata.daemons import start_shim, write_pid_file
+    from kata.spawn import reap
+
+    network = os.open(f"/proc/{container.record['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pid = start_shim(
+            container.proxy_socket, container.id, exec_id, terminal=terminal, network=network,
+            console_socket=os.path.abspath(args["console_socket"]) if args["console_socket"] else "",
+            join_cgroup=cgroups.at(container.record["cgroup"]).join, foreground=not args["detach"],
+            connection=client.sock.fileno())
+    finally:
+        os.close(network)
+    if args["pid_file"]:
+        write_pid_file(args["pid_file"], pid)
+    if args["detach"]:
+        return 0
+    from kata.cli.run import carried, raw_terminal
+
+    with carried(pid), raw_terminal(terminal and not args["console_socket"]):
+        return reap(pid)
+
+
+def _here(container: state.Container, client: Client, exec_id: str, terminal: bool, console: str) -> int:
+    """Be the shim: nobody needs a process of its own to stand for this one."""
+    from kata.cli.run import raw_terminal
+    from kata.shim import Shim
+
+    tty_fd = os.open(console, os.O_RDWR | os.O_NOCTTY) if console else -1
+    sys.stdout.flush()
+    with raw_terminal(terminal and not console):
+        return Shim(container.proxy_socket, container.id, exec_id, terminal=terminal, tty_fd=tty_fd,
+                    connection=client.sock).run()

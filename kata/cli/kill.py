@@ -1,0 +1,46 @@
+"""``kill``: send a signal to a container."""
+
+from __future__ import annotations
+
+import signal
+
+from kata.cli.context import Context
+from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
+from kata.errors import UsageError, WrongState
+
+VERB = Verb(
+    "Send a signal (a name, with or without SIG, or a number) to the first process of a container.",
+    Option("--all", "-a", kind=FLAG, help="to all its processes"),
+    arguments=[Argument("id"), Argument("signal", "?", "SIGTERM")],
+)
+
+#: Linux has more numbers than Python has names for.
+MAX_SIGNAL = 64
+
+
+def run(context: Context, args: Namespace) -> int:
+    container = context.container(args["id"])
+    number = signal_number(args["signal"])
+    if container.status() == "stopped":
+        if args["all"]:
+            return 0
+        raise WrongState("container not running", f"container {container.id} is stopped",
+                         values={"id": container.id, "status": "stopped", "verb": "kill"})
+    context.ask(container, "kill", signal=number, all=args["all"])
+    return 0
+
+
+def signal_number(text: str) -> int:
+    """:raise UsageError: it is no signal."""
+    if text.isdigit() and 1 <= int(text) <= MAX_SIGNAL:
+        return int(text)
+    name = text.upper()
+    name = name if name.startswith("SIG") else f"SIG{name}"
+    base, plus, offset = name.replace("SIGRTMIN+", "RTMIN+").partition("+")
+    if plus and base == "RTMIN" and offset.isdigit() and int(offset) <= MAX_SIGNAL - signal.SIGRTMIN:
+        return signal.SIGRTMIN + int(offset)
+    try:
+        return int(signal.Signals[name])
+    except KeyError:
+        raise UsageError(f"Signal {text} is not supported", "name one that kill -l lists, or a number from 1 to 64",
+                         kind="unknown-signal", values={"signal": text}) from None

@@ -1,0 +1,48 @@
+"""``start``: run the processes of created containers."""
+
+from __future__ import annotations
+
+import sys
+
+from kata import state
+from kata.cli.context import Context
+from kata.cli.table import Argument, Namespace, Verb
+from kata.errors import HostError, UsageError
+
+VERB = Verb("Run the process that was made when the container was created.", arguments=[Argument("ids", "*")])
+
+
+def run(context: Context, args: Namespace) -> int:
+    if not args["ids"]:
+        raise UsageError("Missing container ID", kind="missing-id")
+    for container_id in args["ids"]:
+        start(context, context.container(container_id))
+    return 0
+
+
+def start(context: Context, container: state.Container) -> None:
+    """Start it and run its poststart hooks.
+
+    A failing hook is a warning and the rest goes on (runtime-spec, "Lifecycle", step 10).
+    """
+    context.ask(container, "start")
+    hooks = container.record["hooks"]["poststart"]
+    if hooks:
+        from kata.hooks import run_hooks
+
+        try:
+            run_hooks("poststart", hooks, oci_state(container, "running"))
+        except HostError as e:
+            warn(context, str(e))
+
+
+def oci_state(container: state.Container, status: str) -> dict[str, object]:
+    """The state that hooks read."""
+    record = container.record
+    return {"ociVersion": record["ociVersion"], "id": record["id"], "status": status, "pid": record["pid"],
+            "bundle": record["bundle"], "annotations": record["annotations"]}
+
+
+def warn(context: Context, message: str) -> None:
+    context.log.warning(message)
+    sys.stderr.write(f"{context.program}: warning: {message}\n")

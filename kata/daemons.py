@@ -1,0 +1,70 @@
+"""Start the two long-lived host programs of a sandbox: its proxy and the shims."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from kata.errors import HostError
+from kata.network import netns
+from kata.spawn import spawn
+from kata.vm.launch import listening_socket
+
+SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
+PROXY_LISTENER = 3
+
+
+def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *, resume: bool = False) -> int:
+    """Start a sandbox's proxy in its network namespace and cgroup; return its pid.
+
+    Its control socket takes connections at once.
+    """
+    listener = listening_socket(f"{directory}/proxy.sock")
+    log = os.open(f"{directory}/proxy.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        def prepare() -> None:
+            join_cgroup()
+            netns.enter(network)
+            os.dup2(listener.fileno(), PROXY_LISTENER, inheritable=True)
+
+        argv = [sys.executable, "-I", "-m", "kata.proxy", directory, *(["--resume"] if resume else [])]
+        return spawn(argv, stdio=(-1, log, log), session=True, cwd="/", env=_environment(), before_exec=prepare)
+    finally:
+        os.close(log)
+        listener.close()
+
+
+def start_shim(path: str, container: str, exec_id: str, *, terminal: bool, console_socket: str, network: int,
+               join_cgroup: Callable[[], None], console: str = "", foreground: bool = False,
+               connection: int = -1) -> int:
+    """Start a shim with the caller's stdio; return its pid.
+
+    :param connection: an open connection to the proxy that it goes on with.
+    """
+    def prepare() -> None:
+        join_cgroup()
+        netns.enter(network)
+
+    argv = [sys.executable, "-I", "-S", SHIM, path, container, exec_id, "1" if terminal else "0", console_socket,
+            console, str(connection) if connection >= 0 else "-"]
+    stdio = (-1, -1, -1) if console_socket else (0, 1, 2)
+    return spawn(argv, stdio=stdio, keep=[connection] if connection >= 0 else [], session=not foreground, cwd="/",
+                 env=_environment(), before_exec=prepare)
+
+
+def _environment() -> Mapping[str, str]:
+    return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8"}
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Write ``pid`` aside and rename, so that a reader sees a whole number or no file."""
+    aside = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    try:
+        with open(aside, "w", encoding="ascii") as f:
+            f.write(str(pid))
+        os.rename(aside, path)
+    except OSError as e:
+        raise HostError(f"cannot write the pid file {path}: {e.strerror}") from e
+
+

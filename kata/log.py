@@ -1,0 +1,70 @@
+"""Logging of short-lived programs: one line per message to ``--log``.
+
+containerd and docker read the last ``error`` line of a JSON log to report why
+a runtime failed (``level``, ``msg``, ``time``), so the shape is fixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+LEVELS = ("debug", "info", "warning", "error", "fatal")
+
+
+class Log:
+    """Lines of one invocation.
+
+    :param path: file to append to; "" or ``/dev/stderr`` for standard error.
+    :param form: ``text`` or ``json``.
+    """
+
+    def __init__(self, path: str = "", form: str = "text", level: str = "info", name: str = "kata") -> None:
+        self.path = path
+        self.form = form
+        self.threshold = LEVELS.index(level)
+        self.name = name
+
+    def debug(self, message: str) -> None:
+        self.write("debug", message)
+
+    def info(self, message: str) -> None:
+        self.write("info", message)
+
+    def warning(self, message: str) -> None:
+        self.write("warning", message)
+
+    def error(self, message: str) -> None:
+        self.write("error", message)
+
+    def write(self, level: str, message: str) -> None:
+        if LEVELS.index(level) < self.threshold or not self.path:
+            return
+        stamp = rfc3339(time.time())
+        if self.form == "json":
+            line = json.dumps({"level": level, "msg": message, "time": stamp, "name": self.name, "pid": os.getpid()})
+        else:
+            line = (f"time={json.dumps(stamp)} level={level} msg={json.dumps(message, ensure_ascii=False)} "
+                    f"name={self.name} pid={os.getpid()} source=runtime")
+        self._append(line + "\n")
+
+    def _append(self, line: str) -> None:
+        if self.path == "/dev/stderr":
+            sys.stderr.write(line)
+            return
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as e:
+            sys.stderr.write(f"kata: cannot write the log {self.path}: {e.strerror}\n{line}")
+            return
+        with os.fdopen(fd, "w", errors="replace") as f:
+            f.write(line)
+
+
+def rfc3339(seconds: float) -> str:
+    """A time as RFC 3339 in UTC with nanoseconds, as Go programs write it."""
+    whole = int(seconds)
+    fraction = int((seconds - whole) * 1e9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{fraction:09d}Z"

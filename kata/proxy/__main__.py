@@ -1,0 +1,97 @@
+"""The proxy's program: ``python -m kata.proxy SANDBOX-DIRECTORY [--resume]``.
+
+Started by a verb in the sandbox's network namespace and cgroup, with the
+listening control socket as descriptor 3.  QEMU is started before anything
+heavy is imported, so the guest boots meanwhile.  With ``--resume`` it takes
+over a machine whose proxy is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any
+
+from kata import state
+from kata.contract import SandboxPlan
+from kata.errors import HostError, KataError
+from kata.planjson import from_json
+from kata.storage import mountns
+from kata.storage.share import ShareRoot
+from kata.vm.launch import launch
+from kata_agent.linux import syscalls
+
+LISTENER = 3
+
+
+class Start:
+    """What was started before the event loop: a machine, or why there is none."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.record = state.read_json(f"{directory}/sandbox.json")
+        self.plan: SandboxPlan = from_json(SandboxPlan, self.record["plan"])
+        self.share: ShareRoot | None = None
+        self.pid = 0
+        self.token = ""
+
+    def update(self, **changes: Any) -> None:
+        self.record.update(changes)
+        state.write_json(f"{self.directory}/sandbox.json", self.record)
+
+    def boot(self) -> None:
+        """Start QEMU.
+
+        :raise KataError: and QEMU does not run.
+        """
+        machine = self.plan.machine
+        mountns.enter_private([self.directory, machine.qemu_path, machine.kernel, machine.initrd, machine.image,
+                               machine.firmware, machine.entropy_source, *sys.path, sys.prefix, sys.base_prefix])
+        self.share = ShareRoot.create(f"{self.directory}/share")
+        launched = launch(self.plan.machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path)
+        self.pid, self.token = launched.pid, launched.channel_token
+        self.update(qemu={"pid": self.pid, "start": state.start_time(self.pid)}, channel_token=self.token)
+
+    def resume(self) -> None:
+        """Take over the machine that an earlier proxy started.
+
+        :raise HostError: it is gone.
+        """
+        qemu = self.record.get("qemu") or {"pid": 0, "start": 0}
+        if not state.alive(qemu["pid"], qemu["start"]):
+            raise HostError("the sandbox's machine is gone", "delete its containers with --force")
+        mountns.join(qemu["pid"])
+        self.share = ShareRoot.reopen(f"{self.directory}/share")
+        self.pid, self.token = qemu["pid"], self.record["channel_token"]
+
+
+def main(argv: list[str]) -> int:
+    syscalls.set_name("kata-proxy")
+    directory, resume = argv[0], "--resume" in argv[1:]
+    start = Start(directory)
+    start.update(proxy={"pid": os.getpid(), "start": state.start_time(os.getpid())})
+    failure: KataError | None = None
+    try:
+        if resume:
+            start.resume()
+        else:
+            start.boot()
+    except KataError as e:
+        failure = e
+    except OSError as e:
+        failure = HostError(f"the proxy cannot set the sandbox up: {e}")
+    listener = socket.socket(fileno=LISTENER)
+    os.set_inheritable(LISTENER, False)
+
+    # Heavy from here on: asyncio, protobuf, QMP.
+    from kata.proxy.serve import serve
+
+    serve(start, listener, failure, resume)
+    sys.stdout.flush()
+    # Nothing is left to tidy up; the interpreter's own end takes longer than ours.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

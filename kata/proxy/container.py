@@ -1,0 +1,74 @@
+"""What the proxy knows of one container."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kata import state
+from kata.contract import ContainerPlan
+from kata.errors import WrongState
+from kata.log import rfc3339
+
+
+@dataclass(eq=False)
+class Container:
+    """A container, its record on disk and its processes.
+
+    ``processes`` maps an exec id to the future of its exit status; the
+    container's first process has the container's id.
+    """
+
+    plan: ContainerPlan
+    root: str
+    resources: Mapping[str, Any]
+    record: state.Container
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    processes: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    disks: list[str] = field(default_factory=list)
+    ooms: int = 0  #: how often the guest's kernel killed for lack of memory
+    _oom: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> str:
+        return self.plan.id
+
+    @property
+    def status(self) -> str:
+        value: str = self.record.record["status"]
+        return value
+
+    def set_status(self, status: str, **more: Any) -> None:
+        self.record.update(status=status, **more)
+
+    def set_exited(self, exit_status: int) -> None:
+        if self.status != "stopped":
+            self.set_status("stopped", exit_status=exit_status, exited=rfc3339(time.time()), oom_killed=self.ooms > 0)
+
+    def add_oom(self) -> None:
+        self.ooms += 1
+        self._oom.set()
+        self._oom = asyncio.Event()
+        if self.status != "stopped":
+            self.record.update(oom_killed=True)
+
+    async def wait_oom(self, seen: int) -> None:
+        """Wait until there were more than ``seen``."""
+        while self.ooms <= seen:
+            await self._oom.wait()
+
+    def require(self, verb: str, *allowed: str) -> None:
+        """:raise WrongState: the container is in none of ``allowed`` (runtime-spec, "Operations")."""
+        if self.status in allowed:
+            return
+        values = {"id": self.id, "status": self.status, "verb": verb}
+        if verb == "kill":
+            raise WrongState("container not running", f"container {self.id} is {self.status}", values=values)
+        if verb == "delete":
+            raise WrongState("Container still running, should be stopped",
+                             f"kill container {self.id} first, or delete it with --force", values=values)
+        raise WrongState(f"cannot {verb} container {self.id}: it is {self.status}",
+                         f"it must be {' or '.join(allowed)}", values=values)

@@ -1,0 +1,162 @@
+"""The control socket: verbs and shims connect here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from kata import wire
+from kata.errors import HostError, KataError
+
+Handler = Callable[["Connection", Mapping[str, Any], list[int]], Awaitable[dict[str, Any]]]
+
+RECEIVE = 1 << 18
+MAX_FDS = 4096
+
+
+class Connection:
+    """One verb or shim.
+
+    Requests are answered in the order in which they end; a verb sends one at a
+    time.  ``frames`` takes what is not a request (stream frames of a shim).
+    """
+
+    def __init__(self, sock: socket.socket, handler: Handler) -> None:
+        self.sock = sock
+        self.frames: Callable[[int, int, bytes], None] | None = None
+        self.closed = asyncio.Event()
+        self._handler = handler
+        self._decoder = wire.Decoder()
+        self._fds: list[int] = []
+        self._out = bytearray()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        sock.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._readable)
+
+    # --- in -----------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, _flags, _addr = self.sock.recvmsg(RECEIVE, socket.CMSG_SPACE(4 * wire.FDS_PER_FRAME))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        self._fds += wire.take_fds(ancillary)
+        if not data or len(self._fds) > MAX_FDS:
+            self.close()
+            return
+        try:
+            for kind, flags, payload in self._decoder.feed(data):
+                if kind == wire.REQUEST:
+                    fds, self._fds = self._fds, []
+                    task = asyncio.ensure_future(self._answer(payload, fds))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+                elif kind != wire.FDS and self.frames is not None:
+                    self.frames(kind, flags, payload)
+        except KataError as e:
+            self.send(wire.pack_error(e))
+            self.close()
+
+    async def _answer(self, payload: bytes, fds: list[int]) -> None:
+        try:
+            request = json.loads(payload)
+            if request.get("v") != wire.VERSION:
+                raise HostError(f"the proxy of this sandbox speaks version {wire.VERSION} of the control protocol, "
+                                f"the caller version {request.get('v')}", "use the program that made the sandbox")
+            self.send(wire.pack_json(wire.REPLY, await self._handler(self, request, fds)))
+        except KataError as e:
+            self.send(wire.pack_error(e))
+        except OSError as e:
+            self.send(wire.pack_error(HostError(f"the proxy failed: {e}")))
+        except Exception as e:  # a bug: the caller must not wait for an answer that never comes
+            traceback.print_exc()
+            self.send(wire.pack_error(HostError(f"the proxy failed: {type(e).__name__}", "see proxy.log of the sandbox")))
+        finally:
+            wire.close_all(fds)
+
+    # --- out ------------------------------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        if self.closed.is_set():
+            return
+        if not self._out:
+            try:
+                sent = self.sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+            self._loop.add_writer(self.sock, self._writable)
+            self._drained.clear()
+        self._out += frame
+
+    def _writable(self) -> None:
+        try:
+            sent = self.sock.send(self._out)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        del self._out[:sent]
+        if not self._out:
+            self._loop.remove_writer(self.sock)
+            self._drained.set()
+
+    async def drain(self) -> None:
+        """Wait until what was sent is with the kernel, or the peer is gone."""
+        await self._drained.wait()
+
+    def close(self) -> None:
+        if self.closed.is_set():
+            return
+        self.closed.set()
+        self._drained.set()
+        self._loop.remove_reader(self.sock)
+        self._loop.remove_writer(self.sock)
+        self.sock.close()
+        wire.close_all(self._fds)
+        self._fds = []
+
+
+class Server:
+    """Accepts connections on a listening socket."""
+
+    def __init__(self, listener: socket.socket, handler: Handler) -> None:
+        self.listener = listener
+        self.connections: set[Connection] = set()
+        self._handler = handler
+        listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionError):
+            return
+        connection = Connection(sock, self._handler)
+        self.connections.add(connection)
+        watcher = asyncio.ensure_future(connection.closed.wait())
+        watcher.add_done_callback(lambda _t: self.connections.discard(connection))
+
+    def close(self, path: str) -> None:
+        """Stop accepting; connections go on."""
+        asyncio.get_running_loop().remove_reader(self.listener)
+        self.listener.close()
+        if os.path.exists(path):
+            os.unlink(path)

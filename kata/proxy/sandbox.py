@@ -1,0 +1,372 @@
+"""One sandbox: a machine, its agent and its containers.  Carries out plans; knows no flavor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kata import state
+from kata.agent_client import AgentClient, ChannelClosed
+from kata.contract import ContainerPlan, SandboxPlan
+from kata.errors import GuestError, InUse, KataError, NotFound, VmError
+from kata.planjson import from_json
+from kata.proxy import convert
+from kata.proxy.container import Container
+from kata.proxy.log import log
+from kata.proxy.network import Network
+from kata.proxy.record import SandboxRecord
+from kata.storage.share import ShareRoot
+from kata.vm.argv import SHARE_TAG
+from kata.vm.machine import Machine
+from kata_agent.protocol import agent_pb2, guest_pb2
+
+GUEST_SHARE = "/run/kata/shared"
+#: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
+KILL_TIMEOUT = 10.0
+
+
+class Sandbox:
+    """The engine of one sandbox.  ``ready`` is done once containers can be made."""
+
+    def __init__(self, directory: str, plan: SandboxPlan, record: SandboxRecord, machine: Machine,
+                 agent: AgentClient, share: ShareRoot) -> None:
+        self.directory = directory
+        self.plan = plan
+        self.record = record
+        self.machine = machine
+        self.agent = agent
+        self.share = share
+        self.network = Network(plan, machine, agent, record)
+        self.containers: dict[str, Container] = {}
+        self.expected: dict[str, asyncio.Future[Container]] = {}
+        self.closing = False
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # --- boot -------------------------------------------------------------------------
+
+    async def boot(self) -> None:
+        """Bring the guest up; the outcome is in ``ready``."""
+        try:
+            await self._boot()
+        except KataError as e:
+            log(f"boot failed: {e}")
+            self.ready.set_exception(e)
+            self.ready.exception()  # seen: nobody may ever ask for it
+            await self.machine.kill()
+        else:
+            self.ready.set_result(None)
+
+    async def _boot(self) -> None:
+        began = time.monotonic()
+        await self.machine.connect()
+        log(f"QEMU pid {self.machine.pid} answers after {time.monotonic() - began:.3f} s")
+        await self._reach_agent()
+        log(f"agent answers after {time.monotonic() - began:.3f} s")
+        request = agent_pb2.CreateSandboxRequest(
+            hostname=self.plan.hostname,
+            sandbox_pidns=self.plan.shared_pidns,
+            sandbox_id=self.plan.id,
+            guest_hook_path=self.plan.guest_hook_path,
+            kernel_modules=[agent_pb2.KernelModule(name=m.split()[0], parameters=m.split()[1:])
+                            for m in self.plan.kernel_modules],
+            storages=[agent_pb2.Storage(
+                driver="9p", source=SHARE_TAG, fstype="9p", mount_point=GUEST_SHARE,
+                options=["trans=virtio", "version=9p2000.L", "cache=mmap", f"msize={self.plan.machine.msize_9p}"])],
+        )
+        await self.agent.agent("CreateSandbox", request)
+        await self.network.start()
+        self.spawn(self._events())
+        log(f"sandbox ready after {time.monotonic() - began:.3f} s")
+
+    async def _reach_agent(self) -> None:
+        """Connect to the agent within the boot timeout, or say how the guest failed."""
+        async def reach() -> None:
+            await self.agent.connect()
+            await self.agent.check(self.plan.boot_timeout)
+
+        reaching = asyncio.ensure_future(reach())
+        gone = asyncio.ensure_future(self.machine.gone.wait())
+        try:
+            done, _ = await asyncio.wait({reaching, gone}, timeout=self.plan.boot_timeout,
+                                         return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise self.machine.failure(f"the agent in the guest did not answer within {self.plan.boot_timeout:g} s")
+            if gone in done:
+                raise self.machine.failure("the guest ended before its agent answered")
+            try:
+                reaching.result()
+            except ChannelClosed as e:
+                raise self.machine.failure("the guest ended before its agent answered") from e
+        finally:
+            for task in (reaching, gone):
+                task.cancel()
+            await asyncio.gather(reaching, gone, return_exceptions=True)
+
+    def spawn(self, coroutine: Any) -> None:
+        """Run a task of the sandbox for as long as it lasts; a failure is logged."""
+        task = asyncio.ensure_future(coroutine)
+        self.tasks.add(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            self.tasks.discard(done)
+            if not done.cancelled() and (error := done.exception()) is not None and not self.closing:
+                log(f"{coroutine.__qualname__}: {error}")
+
+        task.add_done_callback(ended)
+
+    # --- what happens by itself ---------------------------------------------------------
+
+    async def watch_machine(self) -> None:
+        """When the machine ends, so do its containers, killed."""
+        await self.machine.gone.wait()
+        if not self.closing:
+            log(f"the machine ended: {self.machine.failure('QEMU is gone')}")
+        for container in self.containers.values():
+            for future in container.processes.values():
+                if not future.done():
+                    future.set_result(137)
+            container.set_exited(137)
+
+    async def _events(self) -> None:
+        after = 0
+        while True:
+            event = await self.agent.guest("GetEvent", guest_pb2.GetEventRequest(after=after), timeout=None)
+            after = max(after, event.seq)
+            kind = event.WhichOneof("kind")
+            if kind == "oom":
+                self._oom(event.oom.container_id)
+            elif kind == "dns_query":
+                self.spawn(self.network.answer_dns(event.dns_query))
+
+    def _oom(self, container_id: str) -> None:
+        container = self.containers.get(container_id)
+        if container is not None:
+            log(f"container {container_id} ran out of memory")
+            container.add_oom()
+            self.spawn(self.network.report_oom(container.record.record.get("cgroup", "")))
+
+    async def _watch_process(self, container: Container, exec_id: str) -> None:
+        """Record the exit of a process, whoever else waits for it."""
+        future = container.processes[exec_id]
+        try:
+            reply = await self.agent.guest(
+                "WaitProcess", guest_pb2.ProcessId(container_id=container.id, exec_id=exec_id), timeout=None)
+            status = int(reply.status) & 0xFF
+            if exec_id == container.id and reply.oom_killed and not container.ooms:
+                container.add_oom()
+        except ChannelClosed:
+            return  # watch_machine or the next proxy decides
+        except GuestError as e:
+            log(f"process {exec_id} of {container.id}: {e}")
+            status = 255
+        if not future.done():
+            future.set_result(status)
+        if exec_id == container.id:
+            container.set_exited(status)
+
+    def track(self, container: Container, exec_id: str) -> None:
+        container.processes[exec_id] = asyncio.get_running_loop().create_future()
+        self.spawn(self._watch_process(container, exec_id))
+
+    # --- containers ---------------------------------------------------------------------
+
+    def find(self, container_id: str) -> Container:
+        try:
+            return self.containers[container_id]
+        except KeyError:
+            raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id}) from None
+
+    async def create(self, plan: ContainerPlan, root: str, resources: Mapping[str, Any], fds: Sequence[int]) -> None:
+        """Make a container and its first process, ready to run.
+
+        End state: the container is recorded as ``created``.  On failure the
+        sandbox is as before.
+
+        :param fds: one mount per share of ``plan``, in order.
+        """
+        if plan.id in self.containers:
+            raise InUse(f"ID already in use, unique ID should be provided: {plan.id}", values={"id": plan.id})
+        container = Container(plan, root, resources, state.load_container(root, plan.id))
+        made = self.expected.setdefault(plan.id, asyncio.get_running_loop().create_future())
+        self.containers[plan.id] = container
+        try:
+            for share, fd in zip(plan.shares, fds, strict=True):
+                self.share.add(plan.id, share.name, fd, share.is_dir)
+            await asyncio.shield(self.ready)
+            await self.network.sync()
+            await self.network.relay_dns(plan.dns_relay)
+            await self._make(container)
+        except BaseException as e:
+            error = e if isinstance(e, KataError) else VmError("making the container was interrupted")
+            made.set_exception(error)
+            made.exception()
+            await self._discard(container)
+            raise
+        finally:
+            self.expected.pop(plan.id, None)
+        self.track(container, plan.id)
+        container.set_status("created")
+        self.record.add_container(root, plan)
+        made.set_result(container)
+
+    async def _make(self, container: Container) -> None:
+        plan = container.plan
+        for disk in plan.disks:
+            name = f"disk-{disk.serial}"
+            await self.machine.add_disk(name, disk.source, disk.serial, disk.read_only)
+            container.disks.append(name)
+        await self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
+        await self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
+            container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(plan.spec),
+            storages=convert.storages(plan.storages), sandbox_pidns=self.plan.shared_pidns))
+
+    async def _discard(self, container: Container) -> None:
+        """Undo ``create`` as far as it got."""
+        self.containers.pop(container.id, None)
+        if not self.machine.gone.is_set() and self.ready.done() and self.ready.exception() is None:
+            await self._leave_guest(container)
+        self.share.remove(container.id)
+
+    async def _leave_guest(self, container: Container) -> None:
+        try:
+            await self.agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=container.id),
+                                   timeout=KILL_TIMEOUT)
+        except GuestError as e:
+            if e.code != 5:  # NOT_FOUND: it never came to be
+                log(f"removing {container.id} in the guest: {e}")
+        except VmError as e:
+            log(f"removing {container.id} in the guest: {e}")
+        for name in container.disks:
+            try:
+                await self.machine.remove_disk(name)
+            except KataError as e:
+                log(f"releasing {name}: {e}")
+        container.disks.clear()
+
+    async def start(self, container_id: str) -> None:
+        container = self.find(container_id)
+        async with container.lock:
+            container.require("start", "created")
+            # Newer engines wire the network between create and start.
+            await self.network.sync()
+            await self.agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=container_id))
+            if container.status == "created":  # it may have ended already
+                container.set_status("running", started=time.time())
+
+    async def exec(self, container_id: str, exec_id: str, process: Mapping[str, Any], extras: Mapping[str, Any],
+                   ignore_paused: bool) -> None:
+        container = self.find(container_id)
+        allowed = ("created", "running", "paused") if ignore_paused else ("created", "running")
+        container.require("exec in", *allowed)
+        await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
+        await self.agent.agent("ExecProcess", agent_pb2.ExecProcessRequest(
+            container_id=container_id, exec_id=exec_id, process=convert.oci_process(process)))
+        self.track(container, exec_id)
+
+    async def kill(self, container_id: str, number: int, everything: bool) -> None:
+        container = self.find(container_id)
+        if everything and container.status == "stopped":
+            return
+        container.require("kill", "created", "running", "paused")
+        if self.machine.gone.is_set():
+            return
+        await self.signal(container_id, "" if everything else container_id, number)
+
+    async def signal(self, container_id: str, exec_id: str, number: int) -> None:
+        request = agent_pb2.SignalProcessRequest(container_id=container_id, exec_id=exec_id, signal=number)
+        try:
+            await self.agent.agent("SignalProcess", request, timeout=KILL_TIMEOUT)
+        except GuestError:
+            raise
+        except VmError as e:
+            if number != 9:
+                raise
+            # A guest that does not answer cannot refuse to die.
+            log(f"ending the machine: {e}")
+            await self.machine.kill()
+
+    async def pause(self, container_id: str) -> None:
+        container = self.find(container_id)
+        async with container.lock:
+            container.require("pause", "running")
+            if container.plan.pause_scope == "vm":
+                await self.machine.pause()
+            else:
+                await self.agent.agent("PauseContainer", agent_pb2.PauseContainerRequest(container_id=container_id))
+            container.set_status("paused")
+
+    async def resume(self, container_id: str) -> None:
+        container = self.find(container_id)
+        async with container.lock:
+            container.require("resume", "paused")
+            if container.plan.pause_scope == "vm":
+                await self.machine.resume()
+            else:
+                await self.agent.agent("ResumeContainer", agent_pb2.ResumeContainerRequest(container_id=container_id))
+            container.set_status("running")
+
+    async def delete(self, container_id: str, force: bool) -> bool:
+        """Remove a container; True when the sandbox has none left and its machine is gone."""
+        container = self.find(container_id)
+        async with container.lock:
+            if not force:
+                container.require("delete", "created", "stopped")
+            if container.status == "paused" and container.plan.pause_scope == "vm":
+                await self.machine.resume()
+            last = len(self.containers) == 1
+            if not self.machine.gone.is_set():
+                await self._leave_guest(container)
+            if last:
+                self.closing = True
+                await self.machine.kill()
+            for future in container.processes.values():
+                if not future.done():
+                    future.set_result(137)
+            container.set_exited(137)
+            self.containers.pop(container_id, None)
+            self.share.remove(container_id)
+            self.record.remove_container(container_id)
+        return last
+
+    async def resize(self, vcpus: int, memory: int) -> None:
+        """Grow the machine to ``vcpus`` and ``memory`` MiB; it never shrinks by unplugging."""
+        await asyncio.shield(self.ready)
+        more = vcpus - await self.machine.vcpus()
+        added = await self.machine.add_vcpus(more) if more > 0 else 0
+        missing = memory - await self.machine.memory()
+        if missing > 0:
+            added_memory = await self.machine.add_memory(missing)
+            log(f"memory grown by {added_memory} MiB")
+        if added or missing > 0:
+            await self.agent.agent("OnlineCPUMem", agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=added))
+
+    async def update_unified(self, container_id: str, unified: Mapping[str, str]) -> None:
+        if unified:
+            request = guest_pb2.UpdateUnifiedRequest(container_id=container_id, unified=unified)
+            await self.agent.guest("UpdateUnified", request)
+
+    async def release(self, container_id: str, exec_id: str) -> None:
+        """Forget a process that has ended and whose output was delivered."""
+        container = self.containers.get(container_id)
+        if container is None or container.processes.pop(exec_id, None) is None or self.closing:
+            return
+        await self.agent.guest("ReleaseProcess", guest_pb2.ProcessId(container_id=container_id, exec_id=exec_id))
+
+    async def close(self) -> None:
+        """End everything.  End state: no QEMU, no task; called again: nothing happens."""
+        self.closing = True
+        await self.machine.kill()
+        for task in list(self.tasks):
+            task.cancel()
+        await self.network.stop()
+        for name in ("channel.sock", "qmp.sock"):
+            if os.path.exists(f"{self.directory}/{name}"):
+                os.unlink(f"{self.directory}/{name}")
+
+
+def sandbox_plan(record: Mapping[str, Any]) -> SandboxPlan:
+    return from_json(SandboxPlan, record["plan"])

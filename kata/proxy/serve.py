@@ -1,0 +1,70 @@
+"""The proxy's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kata.agent_client import AgentClient
+from kata.errors import KataError
+from kata.proxy.control import Connection, Server
+from kata.proxy.grpc_gate import AgentSocket
+from kata.proxy.log import log
+from kata.proxy.ops import Operations
+from kata.proxy.record import SandboxRecord
+from kata.proxy.sandbox import Sandbox
+from kata.vm.machine import Machine
+
+if TYPE_CHECKING:
+    from kata.proxy.__main__ import Start
+
+
+def serve(start: Start, listener: socket.socket, failure: KataError | None, resume: bool) -> None:
+    """Serve until the sandbox is gone."""
+    asyncio.run(_failed(listener, failure) if failure is not None else _serve(start, listener, resume))
+
+
+async def _failed(listener: socket.socket, failure: KataError) -> None:
+    """There is no machine: tell whoever asks why, until told to end."""
+    log(f"cannot start: {failure}")
+    finished = asyncio.Event()
+
+    async def answer(_c: Connection, request: Mapping[str, Any], _f: list[int]) -> dict[str, Any]:
+        if request.get("op") == "abandon":
+            finished.set()
+            return {}
+        raise failure
+
+    server = Server(listener, answer)
+    await finished.wait()
+    await _drain(server)
+
+
+async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
+    assert start.share is not None
+    record = SandboxRecord(start.directory)
+    machine = Machine(start.plan.machine, start.pid, start.directory, record.data.get("ports"))
+    agent = AgentClient(f"{start.directory}/channel.sock", start.token)
+    sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share)
+    operations = Operations(sandbox)
+    server = Server(listener, operations)
+    sandbox.spawn(sandbox.watch_machine())
+    sandbox.spawn(sandbox.resume_boot() if resume else sandbox.boot())
+    agent_socket = AgentSocket(f"{start.directory}/agent.sock", sandbox)
+    # What lives from here to the end is not worth the collector's time.
+    gc.freeze()
+    await operations.finished.wait()
+    await agent_socket.close()
+    await _drain(server)
+    await sandbox.close()
+
+
+async def _drain(server: Server) -> None:
+    """Let answers already sent reach their peers before the sockets close."""
+    path = server.listener.getsockname()
+    server.close(path if isinstance(path, str) and os.path.exists(path) else "")
+    await asyncio.gather(*(connection.drain() for connection in list(server.connections)))

@@ -1,0 +1,105 @@
+"""Carry one process's stdio and exit between its shim and the agent.
+
+Both ends count bytes from the start of each stream and keep what the other has
+not acknowledged, so this task may be torn down and begun anew at any point:
+the shim names the offsets it has reached when it attaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from kata import wire
+from kata.agent_client import AgentClient
+from kata_agent.protocol import guest_pb2
+
+WINDOW = 1 << 20  #: bytes on their way to a shim that it has not acknowledged
+CHUNK = 256 << 10
+
+
+class Link(Protocol):
+    """The shim's connection."""
+
+    def send(self, frame: bytes) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
+class Attachment:
+    """A shim attached to a process of a container."""
+
+    def __init__(self, agent: AgentClient, container: str, exec_id: str, link: Link,
+                 offsets: tuple[int, int, int], terminal: bool) -> None:
+        self.agent = agent
+        self.container = container
+        self.exec_id = exec_id
+        self.link = link
+        self.offsets = list(offsets)  #: per stream: bytes the shim has taken (0: given)
+        self.acked = list(offsets)
+        self.terminal = terminal
+        self._room = asyncio.Event()
+        self._stdin: asyncio.Queue[tuple[int, bytes, bool]] = asyncio.Queue()
+
+    # --- from the shim ------------------------------------------------------------
+
+    def on_ack(self, stream: int, offset: int) -> None:
+        self.acked[stream] = max(self.acked[stream], offset)
+        self._room.set()
+
+    def on_stdin(self, offset: int, data: bytes, eof: bool) -> None:
+        self._stdin.put_nowait((offset, data, eof))
+
+    # --- tasks ----------------------------------------------------------------------
+
+    async def run(self, released: Callable[[], None]) -> int:
+        """Pump until the process has ended and its output is with the shim; its exit status.
+
+        ``released`` is called when the shim has all of it.
+        """
+        stdin = asyncio.ensure_future(self._pump_stdin())
+        outputs = [asyncio.ensure_future(self._pump_output(wire.STDOUT))]
+        if not self.terminal:
+            outputs.append(asyncio.ensure_future(self._pump_output(wire.STDERR)))
+        try:
+            status = await self._wait()
+            self.link.send(wire.pack_json(wire.EXIT, {"status": status}))
+            await asyncio.gather(*outputs)
+            released()
+            return status
+        finally:
+            for task in (stdin, *outputs):
+                task.cancel()
+
+    async def _wait(self) -> int:
+        request = guest_pb2.ProcessId(container_id=self.container, exec_id=self.exec_id)
+        reply = await self.agent.guest("WaitProcess", request, timeout=None)
+        return int(reply.status) & 0xFF
+
+    async def _pump_output(self, stream: int) -> None:
+        while True:
+            while self.offsets[stream] - self.acked[stream] >= WINDOW:
+                self._room.clear()
+                await self._room.wait()
+            reply = await self.agent.guest("ReadStream", guest_pb2.ReadRequest(
+                container_id=self.container, exec_id=self.exec_id, stream=stream,
+                offset=self.offsets[stream], max_len=CHUNK, ack=self.acked[stream]), timeout=None)
+            start = self.offsets[stream]
+            if reply.offset != start or len(reply.data) > CHUNK:
+                raise wire.ProtocolError(f"the agent answered bytes at {reply.offset}, {start} was asked for")
+            self.offsets[stream] += len(reply.data)
+            if reply.data or reply.eof:
+                self.link.send(wire.pack_data(stream, start, reply.data, reply.eof))
+                await self.link.drain()
+            if reply.eof:
+                return
+
+    async def _pump_stdin(self) -> None:
+        while True:
+            offset, data, eof = await self._stdin.get()
+            reply = await self.agent.guest("WriteStream", guest_pb2.WriteRequest(
+                container_id=self.container, exec_id=self.exec_id, offset=offset, data=data, eof=eof), timeout=None)
+            self.link.send(wire.pack_ack(wire.STDIN, offset + len(data) if reply.closed else reply.received))
+            if eof:
+                return

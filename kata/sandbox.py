@@ -1,0 +1,204 @@
+"""Make containers: the verb's side of ``create``.
+
+The runtime decides, the proxy carries out.  Everything acquired here is
+recorded first and undone when a later step fails; mounts are handed over as
+file descriptors; the pid file comes last.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from kata import OCI_VERSION, cgroups, state
+from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig
+from kata.errors import InUse, KataError, NotFound, ProxyGone
+from kata.daemons import start_proxy, start_shim, write_pid_file
+from kata.hooks import run_hooks
+from kata.loader import resolved
+from kata.log import Log, rfc3339
+from kata.network import netns
+from kata.oci import Bundle
+from kata.planjson import to_json
+from kata.revive import revive
+from kata.storage.clone import clone_mount
+from kata.teardown import destroy_sandbox, end_process
+from kata.vm.launch import tail
+from kata.wire import Client, close_all
+
+#: Beyond the boot timeout, for what follows a boot, seconds.
+CREATE_MARGIN = 120.0
+
+
+class Creation:
+    """One ``create``: what was asked for, and how far it got."""
+
+    def __init__(self, root: str, backend: Backend, bundle: Bundle, options: InvocationOptions, log: Log, *,
+                 console_socket: str = "", pid_file: str = "", systemd_cgroup: bool = False,
+                 foreground: bool = False, console: str = "") -> None:
+        self.root = root
+        self.backend = backend
+        self.bundle = bundle
+        self.options = options
+        self.log = log
+        self.console_socket = console_socket
+        self.pid_file = pid_file
+        self.foreground = foreground
+        self.console = console
+        self.config: RuntimeConfig = backend.load_config(options, bundle.annotations)
+        role, sandbox_id = backend.sandbox_of(bundle)
+        self.sandbox_id = sandbox_id or bundle.id
+        self.joins = self.sandbox_id != bundle.id
+        self.plan: ContainerPlan = backend.plan_container(self.config, bundle, self.sandbox_id, role)
+        self.key = state.sandbox_key(root, self.sandbox_id)
+        self.directory = state.sandbox_dir(self.key)
+        self.cgroup = cgroups.for_container(bundle.cgroups_path, bundle.id, systemd=systemd_cgroup)
+        self.pid = 0
+
+    def run(self) -> state.Container:
+        """Make the container.
+
+        End state: it is ``created``, its first process ready to run, its pid
+        file written.  On failure nothing of it is left.
+
+        :raise KataError: what failed.
+        """
+        for warning in (*self.bundle.warnings, *self.plan.warnings):
+            self.log.warning(f"container {self.bundle.id}: {warning}")
+        with ExitStack() as undo, ExitStack() as close:
+            mounts: list[int] = []
+            close.callback(close_all, mounts)
+            for share in self.plan.shares:
+                mounts.append(clone_mount(share.source, share.name, read_only=share.read_only).fd)
+            container = self._record(undo)
+            undo.callback(self.cgroup.remove)
+            self.cgroup.create()
+            network = self._join(close) if self.joins else self._new_sandbox(undo, close)
+            self.pid = self._shim(network)
+            undo.callback(end_process, self.pid, state.start_time(self.pid))
+            container.update(pid=self.pid, pid_start=state.start_time(self.pid))
+            self._hooks(network)
+            self._create_in_guest(mounts)
+            if self.pid_file:
+                write_pid_file(self.pid_file, self.pid)
+            undo.pop_all()
+        return state.load_container(self.root, self.bundle.id)
+
+    # --- steps ------------------------------------------------------------------------
+
+    def _record(self, undo: ExitStack) -> state.Container:
+        bundle = self.bundle
+        record = {
+            "ociVersion": OCI_VERSION,
+            "id": bundle.id,
+            "status": "creating",
+            "pid": 0,
+            "pid_start": 0,
+            "bundle": bundle.path,
+            "annotations": dict(bundle.annotations),
+            "rootfs": bundle.rootfs,
+            "created": rfc3339(time.time()),
+            "owner": f"#{os.stat(bundle.rootfs).st_uid}",
+            "creator": os.getpid(),
+            "creator_start": state.start_time(os.getpid()),
+            "flavor": self.backend.name,
+            "backend": resolved(self.backend),
+            "sandbox_id": self.sandbox_id,
+            "sandbox_key": self.key,
+            "role": self.plan.role,
+            "cgroup": self.cgroup.path,
+            "terminal": bundle.terminal,
+            "hooks": {kind: list(bundle.hooks(kind)) for kind in ("poststart", "poststop")},
+        }
+        container = state.new_container(self.root, bundle.id, record)
+        undo.callback(state.remove_container, container)
+        state.write_json(f"{container.dir}/process.json", {
+            "version": state.VERSION, "process": dict(bundle.process), "extras": dict(self.plan.extras),
+            "resources": dict(bundle.resources)})
+        return container
+
+    def _new_sandbox(self, undo: ExitStack, close: ExitStack) -> int:
+        """Start the proxy, which starts the machine; return the network namespace."""
+        plan = self.backend.plan_sandbox(self.config, self.bundle, self.options)
+        network = netns.open_path(self.bundle.netns) if self.bundle.netns else netns.create()
+        close.callback(os.close, network)
+        if netns.is_host(network):
+            raise KataError("the container's network namespace is the host's own",
+                            "a virtual machine cannot share it: use a bridge network", kind="unsupported")
+        self._claim_directory()
+        undo.callback(destroy_sandbox, self.directory)
+        state.write_json(f"{self.directory}/sandbox.json", {
+            "version": state.VERSION, "id": self.sandbox_id, "root": self.root, "flavor": self.backend.name,
+            "plan": to_json(plan), "containers": {}})
+        start_proxy(self.directory, network, self.cgroup.join)
+        return network
+
+    def _claim_directory(self) -> None:
+        os.makedirs(os.path.dirname(self.directory), mode=0o700, exist_ok=True)
+        try:
+            os.mkdir(self.directory, 0o700)
+        except FileExistsError:
+            if sandbox_lives(self.directory):
+                raise InUse(f"sandbox {self.sandbox_id} exists already", "delete its containers first",
+                            values={"id": self.sandbox_id}) from None
+            destroy_sandbox(self.directory)
+            os.mkdir(self.directory, 0o700)
+
+    def _join(self, close: ExitStack) -> int:
+        """The network namespace of the sandbox that the container joins."""
+        try:
+            record = state.read_json(f"{self.directory}/sandbox.json")
+        except FileNotFoundError as e:
+            raise NotFound(f"sandbox {self.sandbox_id} of container {self.bundle.id} does not exist",
+                           "create the pod's sandbox container first", values={"id": self.sandbox_id}) from e
+        revive(self.directory)
+        network = os.open(f"/proc/{record['qemu']['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        close.callback(os.close, network)
+        return network
+
+    def _shim(self, network: int) -> int:
+        return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id,
+                          terminal=self.bundle.terminal, console_socket=self.console_socket, console=self.console,
+                          foreground=self.foreground, network=network, join_cgroup=self.cgroup.join)
+
+    def _hooks(self, network: int) -> None:
+        oci_state = {
+            "ociVersion": OCI_VERSION, "id": self.bundle.id, "status": "creating", "pid": self.pid,
+            "bundle": self.bundle.path, "annotations": dict(self.bundle.annotations)}
+        for kind in ("prestart", "createRuntime"):
+            run_hooks(kind, self.bundle.hooks(kind), oci_state)
+
+        def enter() -> None:
+            netns.enter(network)
+
+        # "In the container namespace": on the host that is the network
+        # namespace; the rest of the container's namespaces are in the guest.
+        run_hooks("createContainer", self.bundle.hooks("createContainer"), oci_state, enter)
+
+    def _create_in_guest(self, mounts: list[int]) -> None:
+        timeout = self.config.boot_timeout + CREATE_MARGIN
+        try:
+            with Client(f"{self.directory}/proxy.sock", timeout) as proxy:
+                if self.joins:
+                    others = proxy.request("containers", timeout=timeout)["containers"]
+                    size = self.backend.plan_resize(
+                        self.config, [*(c["resources"] for c in others), self.bundle.resources])
+                    proxy.request("grow", timeout=timeout, vcpus=size.vcpus, memory=size.memory)
+                proxy.request("create", fds=mounts, timeout=timeout, plan=to_json(self.plan), root=self.root,
+                              resources=dict(self.bundle.resources))
+        except ProxyGone as e:
+            said = tail(f"{self.directory}/proxy.log", 3)
+            raise ProxyGone(e.text + (f"; it last said: {said}" if said else "")) from e
+
+
+def sandbox_lives(directory: str) -> bool:
+    """Whether a machine or a proxy of the sandbox is running."""
+    try:
+        record = state.read_json(f"{directory}/sandbox.json")
+    except (FileNotFoundError, KataError):
+        return False
+    processes: list[Mapping[str, Any]] = [record.get("proxy") or {}, record.get("qemu") or {}]
+    return any(state.alive(p.get("pid", 0), p.get("start", 0)) for p in processes)

@@ -1,0 +1,373 @@
+"""The shim: one small process that stands for one process of a container.
+
+Started by a verb as ``python -I -S shim.py OPTIONS``, in the sandbox's network
+namespace and the container's cgroup, with the engine's stdio as 0, 1 and 2.
+Its pid is the process's pid to the engine; signals it gets go to the process;
+it ends with the process's exit code.  Standard library only.
+
+It counts bytes: of standard output and error those it has written, of standard
+input those the guest has taken.  When the proxy is restarted it attaches anew
+and names these offsets, so nothing is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":  # -I and -S leave nothing on the path but the standard library
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import fcntl
+import json
+import select
+import signal
+import socket
+import stat
+import struct
+import termios
+import tty
+from collections import deque
+from typing import Any
+
+from kata import wire
+from kata.errors import KataError, ProxyGone
+
+STDIN_WINDOW = 256 << 10  #: bytes of standard input on their way to the guest
+CHUNK = 64 << 10
+OUTPUT_ACK = 128 << 10  #: acknowledge at least this often
+DISCARD = (1 << 64) - 1  #: acknowledges everything: the reader is gone
+
+FORWARDED = frozenset(signal.Signals) - {
+    signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU,
+    signal.SIGTSTP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE,
+}
+
+
+class Output:
+    """One of the process's output streams and where it goes.
+
+    A pipe is opened a second time, so that it can be written without blocking
+    and without changing the descriptor that the engine shares.
+    """
+
+    def __init__(self, stream: int, fd: int) -> None:
+        self.stream = stream
+        self.fd = fd
+        self.blocking = True
+        self.queue: deque[bytes] = deque()
+        self.written = 0  #: bytes given to ``fd``
+        self.acked = 0
+        self.received = 0
+        self.eof = False
+        self.broken = False
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                self.fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self.blocking = False
+        except OSError:
+            pass  # the reader is gone, or /proc is not there: the first write tells
+
+    @property
+    def done(self) -> bool:
+        return self.eof and not self.queue
+
+    def write(self) -> None:
+        """Write what the descriptor takes now; call when it is writable."""
+        while self.queue:
+            data = self.queue[0]
+            # What poll() promises of a pipe that may block is 4096 bytes.
+            part = data[:select.PIPE_BUF] if self.blocking else data
+            try:
+                count = os.write(self.fd, part)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.broken = True
+                self.queue.clear()
+                return
+            self.written += count
+            if count == len(data):
+                self.queue.popleft()
+            else:
+                self.queue[0] = data[count:]
+            if self.blocking:
+                return
+
+
+class Shim:
+    """The loop.  :meth:`run` returns the exit code of the process.
+
+    :param path: the proxy's control socket.
+    :param tty_fd: terminal that is both input and output; -1: 0, 1 and 2.
+    :param connection: a connection to the proxy already made.
+    """
+
+    def __init__(self, path: str, container: str, exec_id: str, *, terminal: bool = False, tty_fd: int = -1,
+                 connection: socket.socket | None = None) -> None:
+        self.path = path
+        self.container = container
+        self.exec_id = exec_id
+        self.terminal = terminal
+        self.input = tty_fd if tty_fd >= 0 else 0
+        self.outputs = {wire.STDOUT: Output(wire.STDOUT, tty_fd if tty_fd >= 0 else 1)}
+        if not terminal:
+            self.outputs[wire.STDERR] = Output(wire.STDERR, 2)
+        self.unacked: deque[tuple[int, bytes]] = deque()  #: standard input
+        self.stdin_sent = 0
+        self.stdin_acked = 0
+        self.stdin_eof = False
+        self.stdin_closed = False
+        self.status: int | None = None
+        self.sock = connection
+        self.decoder = wire.Decoder()
+        self.signals: deque[int] = deque()
+        self.wake_r, self.wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    # --- connection ---------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Connect if needed, and attach at the offsets reached so far.
+
+        :raise KataError: there is no proxy, or no such process.
+        """
+        if self.sock is None:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                self.sock.connect(self.path)
+            except OSError as e:
+                raise ProxyGone(f"cannot reach the sandbox's proxy at {self.path}: {e.strerror}") from e
+        self.sock.settimeout(None)
+        self.decoder = wire.Decoder()
+        for output in self.outputs.values():
+            output.received = output.written + sum(map(len, output.queue))
+        received = [o.received for o in self.outputs.values()] + [0]
+        self.send(wire.pack_json(wire.REQUEST, {
+            "v": wire.VERSION, "op": "attach", "id": self.container, "exec_id": self.exec_id,
+            "offsets": [self.stdin_acked, received[0], received[1]], "terminal": self.terminal}))
+        for offset, data in self.unacked:
+            self.send(wire.pack_data(wire.STDIN, offset, data))
+        if self.stdin_eof:
+            self.send(wire.pack_data(wire.STDIN, self.stdin_sent, b"", eof=True))
+        if self.terminal:
+            self.resize()
+
+    def send(self, frame: bytes) -> None:
+        assert self.sock is not None
+        try:
+            self.sock.sendall(frame)
+        except OSError as e:
+            raise ProxyGone(f"the sandbox's proxy went away: {e.strerror}") from e
+
+    def request(self, op: str, **params: Any) -> None:
+        """Ask for something whose answer, empty or an error, does not matter to the loop."""
+        self.send(wire.pack_json(wire.REQUEST, {
+            "v": wire.VERSION, "op": op, "id": self.container, "exec_id": self.exec_id, **params}))
+
+    # --- the loop -------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Carry the process's stdio until it has ended.
+
+        :raise KataError: the process never came to be, or its proxy is gone for good.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in FORWARDED}
+        previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._on_signal)
+        signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
+        try:
+            self.attach()
+            while not self._finished():
+                try:
+                    self._turn()
+                except ProxyGone:
+                    if self._finished():
+                        break
+                    self._reconnect()
+            assert self.status is not None
+            return self.status
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.signals.append(number)
+
+    def _finished(self) -> bool:
+        if self.status is None:
+            return False
+        if all(o.done for o in self.outputs.values()):
+            return True
+        if any(o.queue for o in self.outputs.values()):
+            return False
+        # The process has ended and all it wrote is delivered, but a child of
+        # its own still holds an output open.  Its exit is reported now, as a
+        # kernel would; another process carries the rest.
+        if os.fork() != 0:
+            return True
+        self.status = None
+        while not all(o.done for o in self.outputs.values()):
+            self._turn()
+        os._exit(0)
+
+    def _turn(self) -> None:
+        assert self.sock is not None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        poll.register(self.wake_r, select.POLLIN)
+        if not (self.stdin_eof or self.stdin_closed) and self.stdin_sent - self.stdin_acked < STDIN_WINDOW:
+            poll.register(self.input, select.POLLIN)
+        for output in self.outputs.values():
+            if output.queue:
+                # A terminal is input and output at once.
+                wanted = select.POLLOUT | (select.POLLIN if output.fd == self.input else 0)
+                poll.register(output.fd, wanted)
+        ready = dict(poll.poll())
+        if self.wake_r in ready:
+            os.read(self.wake_r, 4096)
+        while self.signals:
+            self._forward(self.signals.popleft())
+        for output in self.outputs.values():
+            if output.queue and ready.get(output.fd, 0) & ~select.POLLIN:
+                output.write()
+            self._acknowledge(output)
+        if ready.get(self.input, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            self._read_input()
+        if self.sock.fileno() in ready:
+            self._receive()
+
+    def _receive(self) -> None:
+        assert self.sock is not None
+        try:
+            data = self.sock.recv(1 << 18)
+        except OSError as e:
+            raise ProxyGone(f"the sandbox's proxy went away: {e.strerror}") from e
+        if not data:
+            raise ProxyGone("the sandbox's proxy went away")
+        for kind, flags, payload in self.decoder.feed(data):
+            if kind == wire.DATA:
+                self._take(self.outputs[flags & wire.STREAM_MASK], payload, bool(flags & wire.EOF))
+            elif kind == wire.ACK:
+                self._acked(wire.OFFSET.unpack(payload)[0])
+            elif kind == wire.EXIT:
+                self.status = int(json.loads(payload)["status"])
+            elif kind == wire.ERROR and self.status is None:
+                error = wire.unpack_error(payload)
+                if error.kind in ("guest", "vm", "wrong-state"):
+                    continue  # a signal or resize that came too late
+                raise error
+
+    def _take(self, output: Output, payload: bytes, eof: bool) -> None:
+        offset, data = wire.unpack_data(payload)
+        data = data[max(0, output.received - offset):]
+        output.received += len(data)
+        output.eof = output.eof or eof
+        if data and not output.broken:
+            output.queue.append(data)
+            if not output.blocking:
+                output.write()
+        self._acknowledge(output)
+
+    def _acknowledge(self, output: Output) -> None:
+        if output.broken:
+            if output.acked != DISCARD:
+                output.acked = DISCARD
+                self.send(wire.pack_ack(output.stream, DISCARD))
+        elif output.written - output.acked >= OUTPUT_ACK or (not output.queue and output.acked < output.written):
+            output.acked = output.written
+            self.send(wire.pack_ack(output.stream, output.written))
+
+    def _read_input(self) -> None:
+        try:
+            data = os.read(self.input, CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:  # a terminal that hung up
+            data = b""
+        if data:
+            self.unacked.append((self.stdin_sent, data))
+            self.send(wire.pack_data(wire.STDIN, self.stdin_sent, data))
+            self.stdin_sent += len(data)
+        else:
+            self.stdin_eof = True
+            self.send(wire.pack_data(wire.STDIN, self.stdin_sent, b"", eof=True))
+
+    def _acked(self, offset: int) -> None:
+        self.stdin_acked = max(self.stdin_acked, min(offset, self.stdin_sent))
+        while self.unacked and self.unacked[0][0] + len(self.unacked[0][1]) <= self.stdin_acked:
+            self.unacked.popleft()
+
+    def _forward(self, number: int) -> None:
+        if number == signal.SIGWINCH:
+            if self.terminal:
+                self.resize()
+        else:
+            self.request("signal", signal=int(number))
+
+    def resize(self) -> None:
+        """Tell the guest the terminal's size."""
+        try:
+            rows, columns = struct.unpack("HHHH", fcntl.ioctl(self.input, termios.TIOCGWINSZ, bytes(8)))[:2]
+        except OSError:
+            return
+        if rows or columns:
+            self.request("winsize", rows=rows, columns=columns)
+
+    def _reconnect(self) -> None:
+        """Attach to the proxy's successor, starting one if nobody else does.
+
+        :raise ProxyGone: none came up in time.
+        """
+        assert self.sock is not None
+        self.sock.close()
+        self.sock = None
+        # A program of its own: it needs what the shim, for its size, does without.
+        argv = [sys.executable, "-I", "-m", "kata.revive", os.path.dirname(self.path)]
+        pid = os.posix_spawn(sys.executable, argv, os.environ)
+        if os.waitpid(pid, 0)[1] != 0:
+            raise KataError("the sandbox is gone")
+        for output in self.outputs.values():
+            output.acked = 0
+        self.attach()
+
+
+def open_console(console_socket: str) -> int:
+    """Make a pseudo terminal, send its master to ``console_socket``; return the slave.
+
+    The slave becomes the controlling terminal, so that a resize by the engine
+    arrives as SIGWINCH, and is raw: the guest's terminal does the line editing.
+
+    :raise OSError: nobody listens there.
+    """
+    master, slave = os.openpty()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(console_socket)
+        socket.send_fds(sock, [os.ttyname(slave).encode()], [master])
+    os.close(master)
+    tty.setraw(slave)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    return slave
+
+
+def main(argv: list[str]) -> int:
+    """``shim.py PATH CONTAINER EXEC-ID TERMINAL CONSOLE-SOCKET CONSOLE CONNECTION-FD``."""
+    path, container, exec_id, terminal, console_socket, console, connection = argv
+    with open("/proc/self/comm", "w") as f:
+        f.write("kata-shim")
+    tty_fd = -1
+    if console_socket:
+        tty_fd = open_console(console_socket)
+    elif console:
+        tty_fd = os.open(console, os.O_RDWR)
+    sock = socket.socket(fileno=int(connection)) if connection != "-" else None
+    shim = Shim(path, container, exec_id, terminal=terminal == "1", tty_fd=tty_fd, connection=sock)
+    try:
+        return shim.run()
+    except KataError as e:
+        if not console_socket:
+            os.write(2, f"kata: {e}\n".encode())
+        return 255
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,250 @@
+"""State on disk: container records and sandbox records.
+
+A record is one JSON file, written aside and renamed, so a reader sees the old
+or the new one and never half of either.  A record of an unknown version is
+refused, never guessed.  ``state`` and ``list`` need nothing but these files
+and ``/proc``.
+
+Layout: see ARCHITECTURE.md, "Where things live on the host".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from kata.errors import HostError, InUse, NotFound, StateError, UsageError
+
+VERSION = 1
+RUN_DIR = "/run/kata"
+DEFAULT_ROOT = f"{RUN_DIR}/containers"
+
+# Legal status values, runtime-spec "State", plus the runtime's own "paused".
+STATUSES = ("creating", "created", "running", "paused", "stopped")
+
+_ID = re.compile(r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]*$")
+
+
+def check_id(container_id: str) -> str:
+    """A container id that can be a file name, or :raise UsageError:."""
+    if not container_id:
+        raise UsageError("Missing container ID", kind="missing-id")
+    if len(container_id) > 255 or not _ID.match(container_id) or container_id in (".", ".."):
+        raise UsageError(f"invalid container ID {container_id[:80]!r}",
+                         "it must be at most 255 letters, digits, '_', '+', '.', '-' and start with none of '.-'")
+    return container_id
+
+
+def sandbox_key(root: str, sandbox_id: str) -> str:
+    """Name of a sandbox's directory: short, since socket paths are."""
+    return hashlib.sha256(f"{root}\0{sandbox_id}".encode()).hexdigest()[:20]
+
+
+def sandbox_dir(key: str) -> str:
+    return f"{RUN_DIR}/sandboxes/{key}"
+
+
+def container_dir(root: str, container_id: str) -> str:
+    return f"{root}/{container_id}"
+
+
+# --- files ------------------------------------------------------------------------
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+    """Replace ``path`` atomically; durable where the file system outlives a crash."""
+    aside = f"{path}.{os.getpid()}.tmp"
+    try:
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(fd, "w") as f:
+            json.dump(value, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(aside, path)
+    except OSError as e:
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise HostError(f"cannot write {path}: {e.strerror}", "is the disk full?" if e.errno == 28 else "") from e
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A record.
+
+    :raise FileNotFoundError: there is none.
+    :raise StateError: it is damaged or of another version.
+    """
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    try:
+        value = json.loads(text)
+        version = value["version"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise StateError(f"the state file {path} is damaged", "remove the container with 'delete --force'") from e
+    if version != VERSION:
+        raise StateError(f"the state file {path} has version {version}, this program knows version {VERSION}",
+                         "use the program that wrote it")
+    result: dict[str, Any] = value
+    return result
+
+
+@contextmanager
+def locked(path: str) -> Iterator[int]:
+    """Hold ``path`` (made if absent) exclusively among processes."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# --- processes ----------------------------------------------------------------------
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks after boot when ``pid`` started; 0 if there is no such process.
+
+    With the pid it names one process for as long as the host is up.  A zombie
+    counts as gone.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def alive(pid: int, started: int) -> bool:
+    return pid > 0 and start_time(pid) == started != 0
+
+
+# --- containers ---------------------------------------------------------------------
+
+
+class Container:
+    """A container's record, ``ROOT/ID/state.json``."""
+
+    def __init__(self, root: str, container_id: str, record: dict[str, Any]) -> None:
+        self.root = root
+        self.id = container_id
+        self.record = record
+
+    @property
+    def dir(self) -> str:
+        return container_dir(self.root, self.id)
+
+    @property
+    def sandbox_dir(self) -> str:
+        return sandbox_dir(self.record["sandbox_key"])
+
+    @property
+    def proxy_socket(self) -> str:
+        return f"{self.sandbox_dir}/proxy.sock"
+
+    def status(self) -> str:
+        """The recorded status, corrected when the processes behind it are gone."""
+        recorded: str = self.record["status"]
+        if recorded == "creating" and not alive(self.record["creator"], self.record["creator_start"]):
+            return "stopped"
+        if recorded in ("created", "running", "paused") and not alive(self.record["pid"], self.record["pid_start"]):
+            return "stopped"
+        return recorded
+
+    def update(self, **changes: Any) -> None:
+        self.record = {**self.record, **changes}
+        write_json(f"{self.dir}/state.json", self.record)
+
+    def view(self) -> dict[str, Any]:
+        """The record as the verbs show it: OCI keys, effective status."""
+        status = self.status()
+        pid = 0 if status == "stopped" else self.record["pid"]
+        return {**self.record, "status": status, "pid": pid}
+
+
+def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Container:
+    """Claim an id and write its first record.
+
+    :raise InUse: the id exists.
+    """
+    path = container_dir(root, container_id)
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError as e:
+        raise InUse(f"ID already in use, unique ID should be provided: {container_id}",
+                    f"delete it first: kata --root {root} delete {container_id}", values={"id": container_id}) from e
+    except OSError as e:
+        raise HostError(f"cannot make {path}: {e.strerror}") from e
+    _register_root(root)
+    container = Container(root, container_id, {"version": VERSION, **record})
+    container.update()
+    return container
+
+
+def load_container(root: str, container_id: str) -> Container:
+    """The container ``container_id``; with ``root`` "" it is looked for in every known root.
+
+    :raise NotFound: there is no such container.
+    :raise StateError: it exists in several roots, or its record is unreadable.
+    """
+    check_id(container_id)
+    roots = [root] if root else [r for r in known_roots() if os.path.isdir(container_dir(r, container_id))]
+    if len(roots) > 1:
+        raise StateError(f"container {container_id} exists in several roots: {', '.join(roots)}", "name one with --root")
+    if roots:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return Container(roots[0], container_id, read_json(f"{container_dir(roots[0], container_id)}/state.json"))
+    raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id})
+
+
+def remove_container(container: Container) -> None:
+    shutil.rmtree(container.dir, ignore_errors=True)
+
+
+def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:
+    """Every container of ``root`` ("": of all known roots), damaged ones as their error."""
+    for each in [root] if root else known_roots():
+        try:
+            names = sorted(os.listdir(each))
+        except FileNotFoundError:
+            continue
+        for name in names:
+            try:
+                yield name, Container(each, name, read_json(f"{each}/{name}/state.json"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except StateError as e:
+                yield name, e
+
+
+def _register_root(root: str) -> None:
+    """Remember ``root``, so that a verb without ``--root`` finds its containers."""
+    if root == DEFAULT_ROOT:
+        return
+    index = f"{RUN_DIR}/roots"
+    os.makedirs(index, mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        os.symlink(root, f"{index}/{hashlib.sha256(root.encode()).hexdigest()[:20]}")
+
+
+def known_roots() -> list[str]:
+    """The default root and every other one in use; forgotten ones are dropped."""
+    roots = [DEFAULT_ROOT]
+    index = f"{RUN_DIR}/roots"
+    with suppress(FileNotFoundError):
+        for name in sorted(os.listdir(index)):
+            with suppress(OSError):
+                root = os.readlink(f"{index}/{name}")
+                if os.path.isdir(root):
+                    roots.append(root)
+                else:
+                    os.unlink(f"{index}/{name}")
+    return roots

@@ -1,0 +1,99 @@
+"""A machine plan as a QEMU command line: a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kata.contract import MachinePlan
+
+#: How the guest finds its folder shared by the host (Kata 1.x's tag).
+SHARE_TAG = "kataShared"
+CHANNEL = "agent.channel.0"
+CHANNEL_TOKEN = "agent.channel_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What QEMU is given beside its plan: file descriptors it inherits, and paths.
+
+    ``channel`` and ``qmp`` are listening unix sockets, so that whoever connects
+    first never waits for a path to appear and a restarted proxy can connect again.
+    """
+
+    name: str
+    channel: int
+    qmp: int
+    console: str  #: file that takes the serial console, appended to
+    share: str  #: folder exported to the guest
+    generation_id: str  #: a GUID, new for every clone
+    channel_token: str  #: 64 hex digits that begin each connection of the channel
+
+
+def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
+    """The command line; one option and its value on one line below, with reasons."""
+    accel = "tcg,tb-size=%d" % plan.tcg_cache if plan.accelerator == "tcg" else "kvm"
+    options = ",".join(x for x in (plan.machine_type, plan.machine_options, "memory-backend=ram") if x)
+    backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
+    prealloc = ",prealloc=on" if plan.prealloc else ""
+    argv = [
+        plan.qemu_path,
+        "-name", f"{ends.name},debug-threads=on",
+        "-nodefaults", "-no-user-config", "-display", "none",
+        # A guest that ends or panics ends the machine; it never boots again by itself.
+        "-no-reboot",
+        "-machine", options,
+        "-accel", accel,
+        "-cpu", plan.cpu,
+        "-smp", f"cpus={plan.vcpus},maxcpus={plan.max_vcpus},sockets={plan.max_vcpus},cores=1,threads=1",
+        "-object", f"{backend},id=ram,size={plan.memory}M{prealloc}",
+        "-m", _memory(plan),
+        "-kernel", plan.kernel,
+        "-append", " ".join((*plan.kernel_params, f"{CHANNEL_TOKEN}={ends.channel_token}")),
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-chardev", f"socket,id=qmp,fd={ends.qmp},server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"file,id=console,path={_escape(ends.console)},append=on",
+        "-serial", "chardev:console",
+        "-device", "virtio-serial-pci,id=serial,max_ports=2",
+        "-chardev", f"socket,id=channel,fd={ends.channel},server=on,wait=off",
+        "-device", f"virtserialport,chardev=channel,name={CHANNEL}",
+        "-fsdev", f"local,id=share,path={_escape(ends.share)},security_model=passthrough,multidevs=remap",
+        "-device", f"virtio-9p-pci,fsdev=share,mount_tag={SHARE_TAG}",
+        "-object", f"rng-random,id=rng,filename={_escape(plan.entropy_source)}",
+        "-device", "virtio-rng-pci,rng=rng",
+        # Tells a clone that it is one (the kernel reseeds its generator).
+        "-device", f"vmgenid,guid={ends.generation_id}",
+        # Pages that the guest frees go back to the host.
+        "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+    ]
+    if plan.mlock:
+        argv += ["-overcommit", "mem-lock=on"]
+    if plan.firmware:
+        argv += ["-bios", plan.firmware]
+    if plan.initrd:
+        argv += ["-initrd", plan.initrd]
+    if plan.image:
+        argv += [
+            "-blockdev", f"driver=file,node-name=image,filename={_escape(plan.image)},read-only=on,auto-read-only=off",
+            "-device", "virtio-blk-pci,drive=image,serial=kata-root",
+        ]
+    if plan.block_driver == "virtio-scsi":
+        argv += ["-device", "virtio-scsi-pci,id=scsi0"]
+    if plan.iothreads:
+        argv += ["-object", "iothread,id=iothread0"]
+    if plan.machine_type.startswith("q35"):
+        # A root port takes one device, hotplugged; q35's own bus takes none.
+        for n in range(plan.hotplug_ports):
+            argv += ["-device", f"pcie-root-port,id=port{n},chassis={n + 1},slot={n + 1},io-reserve=0"]
+    return argv
+
+
+def _memory(plan: MachinePlan) -> str:
+    if plan.max_memory <= plan.memory:
+        return f"{plan.memory}M"
+    return f"{plan.memory}M,slots={plan.memory_slots},maxmem={plan.max_memory}M"
+
+
+def _escape(path: str) -> str:
+    """QEMU's option parser ends a value at a comma; two commas are one."""
+    return path.replace(",", ",,")

@@ -1,0 +1,104 @@
+"""Start QEMU.  Synchronous and light: the proxy starts it before it imports the rest."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import socket
+import uuid
+from dataclasses import dataclass
+
+from kata.contract import MachinePlan
+from kata.errors import HostError
+from kata.spawn import spawn
+from kata.vm.argv import Endpoints, qemu_argv
+from kata_agent.linux import capability, syscalls
+
+# What QEMU needs as root: the 9p server makes files with any owner, mode and
+# device number on behalf of the guest, below the shared folder only.
+CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_MKNOD",
+                "CAP_SETFCAP")
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A QEMU process just started, and how to reach it (paths in the sandbox's directory)."""
+
+    pid: int
+    channel_token: str
+
+
+def listening_socket(path: str) -> socket.socket:
+    """A unix socket bound to ``path`` with mode 0600, listening.
+
+    :raise HostError: the path cannot be bound.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(path)
+        os.chmod(path, 0o600)
+        sock.listen(64)
+    except OSError as e:
+        sock.close()
+        raise HostError(f"cannot listen on {path}: {e.strerror}") from e
+    return sock
+
+
+def launch(
+    plan: MachinePlan,
+    name: str,
+    directory: str,
+    share: str,
+) -> Launched:
+    """Start the machine in the caller's namespaces.
+
+    End state: QEMU runs in a session of its own with only the capabilities
+    above, listening on ``channel.sock`` and ``qmp.sock``, its serial console
+    in ``console.log`` and its messages in ``qemu.log`` of ``directory``.
+
+    :raise HostError: it could not be started; nothing is left but the files.
+    """
+    token = secrets.token_hex(32)
+    with listening_socket(f"{directory}/channel.sock") as channel, listening_socket(f"{directory}/qmp.sock") as qmp:
+        ends = Endpoints(
+            name=name,
+            channel=channel.fileno(),
+            qmp=qmp.fileno(),
+            console=f"{directory}/console.log",
+            share=share,
+            generation_id=str(uuid.uuid4()),
+            channel_token=token,
+        )
+        log = os.open(f"{directory}/qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        argv = qemu_argv(plan, ends)
+        os.write(log, ("argv: " + " ".join(argv) + "\n").encode())
+
+        def prepare() -> None:
+            # Every open file of the guest is an open file of its 9p server.
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            capability.limit_bounding(capability.to_mask(CAPABILITIES))
+            syscalls.set_no_new_privs()
+
+        try:
+            pid = spawn(argv, stdio=(-1, log, log), keep=(ends.channel, ends.qmp), session=True, before_exec=prepare)
+        except HostError as e:
+            raise HostError(e.text, "is QEMU installed? (Debian: qemu-system-x86)", kind="vm") from e
+        finally:
+            os.close(log)
+    return Launched(pid, token)
+
+
+def tail(path: str, lines: int = 12, limit: int = 4096) -> str:
+    """The last lines of a log that a guest or QEMU wrote, made printable."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(0, os.SEEK_END)
+            f.seek(max(0, f.tell() - limit))
+            data = f.read()
+    except FileNotFoundError:
+        return ""
+    text = data.decode(errors="replace").replace("\r", "")
+    rows = ["".join(c for c in row if c.isprintable()).strip() for row in text.split("\n")]
+    return "\n".join([row for row in rows if row][-lines:])

@@ -1,0 +1,214 @@
+"""A running machine: what can be done to it over QMP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from kata.contract import MachinePlan
+from kata.errors import HostError, VmError
+from kata.spawn import stop
+from kata.vm.launch import tail
+from kata.vm.qmp import Qmp
+from kata_agent.linux import syscalls
+
+MEMORY_BLOCK = 128  #: MiB; the guest's hotplug granularity on x86-64 (up to 64 GiB)
+
+
+class Machine:
+    """One QEMU process.
+
+    ``gone`` is set when it has ended, whoever ended it.  Devices added after
+    boot are named by the caller; their names are unique in the machine.
+    """
+
+    def __init__(self, plan: MachinePlan, pid: int, directory: str, ports: Mapping[str, int] | None = None) -> None:
+        self.plan = plan
+        self.pid = pid
+        self.directory = directory
+        self.qmp = Qmp()
+        self.gone = asyncio.Event()
+        self.ports: dict[str, int] = dict(ports or {})  #: device -> root port
+        self._pidfd = syscalls.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
+
+    def _ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        with suppress(ChildProcessError):  # not our child after a restart of the proxy
+            os.waitpid(self.pid, 0)
+        self.gone.set()
+
+    async def connect(self) -> None:
+        """Connect to QMP, or say why QEMU ended.
+
+        :raise VmError: QEMU ended or did not answer; its last words are in the text.
+        """
+        connecting = asyncio.ensure_future(self.qmp.connect(f"{self.directory}/qmp.sock"))
+        ended = asyncio.ensure_future(self.gone.wait())
+        done, _ = await asyncio.wait({connecting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if connecting in done and connecting.exception() is None:
+            ended.cancel()
+            return
+        if ended not in done:  # a refused greeting: QEMU is usually on its way out
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.gone.wait(), 2.0)
+        ended.cancel()
+        connecting.cancel()
+        with suppress(asyncio.CancelledError, VmError):
+            await connecting
+        raise self.failure("QEMU did not start")
+
+    def failure(self, what: str) -> VmError:
+        """An error that carries the last lines of QEMU and of the guest's console."""
+        said = [row for row in tail(f"{self.directory}/qemu.log").split("\n") if row and not row.startswith("argv:")]
+        console = tail(f"{self.directory}/console.log")
+        parts = [what]
+        if said:
+            parts.append("QEMU said: " + " | ".join(said[-3:]))
+        if console:
+            parts.append("the guest's console ends with: " + " | ".join(console.split("\n")[-6:]))
+        return VmError("; ".join(parts))
+
+    # --- life ---------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        await self.qmp.execute("stop")
+
+    async def resume(self) -> None:
+        await self.qmp.execute("cont")
+
+    async def kill(self, timeout: float = 10.0) -> None:
+        """End QEMU at once.  End state: the process is gone; called again: nothing happens."""
+        if not self.gone.is_set():
+            stop(self.pid, signal.SIGKILL)
+            try:
+                await asyncio.wait_for(self.gone.wait(), timeout)
+            except TimeoutError as e:
+                raise VmError(f"QEMU (pid {self.pid}) did not end within {timeout:g} s of SIGKILL") from e
+        with suppress(Exception):
+            await self.qmp.close()
+
+    # --- devices --------------------------------------------------------------------
+
+    def _bus(self, name: str) -> dict[str, str]:
+        """Where to plug ``name``: a free root port on q35, the only bus on pc."""
+        if not self.plan.machine_type.startswith("q35"):
+            return {}
+        for port in range(self.plan.hotplug_ports):
+            if port not in self.ports.values():
+                self.ports[name] = port
+                return {"bus": f"port{port}"}
+        raise HostError(f"no free PCI port for {name}: all {self.plan.hotplug_ports} are in use",
+                        "raise default_bridges in the configuration")
+
+    async def add_nic(self, name: str, tap: int, mac: str) -> None:
+        """Plug in a network card over the tap ``tap`` (a file descriptor, kept by the caller too).
+
+        On failure the machine is as before.
+        """
+        bus = self._bus(name)
+        try:
+            await self.qmp.give_fd(f"tap-{name}", tap)
+            await self.qmp.execute("netdev_add", type="tap", id=f"net-{name}", fd=f"tap-{name}", vhost=False)
+            try:
+                await self.qmp.execute("device_add", driver="virtio-net-pci", id=name, netdev=f"net-{name}", mac=mac,
+                                       romfile="", **bus)
+            except BaseException:
+                await self.qmp.execute("netdev_del", id=f"net-{name}")
+                raise
+        except BaseException:
+            self.ports.pop(name, None)
+            raise
+
+    async def remove_nic(self, name: str) -> None:
+        """Unplug a card; the guest has let go of it before."""
+        await self._unplug(name)
+        await self.qmp.execute("netdev_del", id=f"net-{name}")
+
+    async def add_disk(self, name: str, source: str, serial: str, read_only: bool) -> None:
+        """Plug in a host block device or file as a disk with ``serial``.
+
+        :raise HostError: the source cannot be opened; the machine is as before.
+        """
+        host = os.stat(source)
+        driver = "host_device" if (host.st_mode & 0o170000) == 0o060000 else "file"
+        await self.qmp.execute("blockdev-add", driver=driver, node_name=f"blk-{name}", filename=source,
+                               read_only=read_only)
+        bus: dict[str, Any] = {}
+        try:
+            if self.plan.block_driver == "virtio-scsi":
+                await self.qmp.execute("device_add", driver="scsi-hd", id=name, drive=f"blk-{name}", bus="scsi0.0",
+                                       serial=serial)
+            else:
+                bus = self._bus(name)
+                await self.qmp.execute("device_add", driver="virtio-blk-pci", id=name, drive=f"blk-{name}",
+                                       serial=serial, **bus)
+        except BaseException:
+            self.ports.pop(name, None)
+            await self.qmp.execute("blockdev-del", node_name=f"blk-{name}")
+            raise
+
+    async def remove_disk(self, name: str) -> None:
+        await self._unplug(name)
+        await self.qmp.execute("blockdev-del", node_name=f"blk-{name}")
+
+    async def _unplug(self, name: str, timeout: float = 10.0) -> None:
+        """Ask the guest to release a device and wait for QEMU's word that it did."""
+        released = asyncio.Event()
+
+        async def listen() -> None:
+            async for event in self.qmp.events():
+                if event["event"] == "DEVICE_DELETED" and event["data"].get("device") == name:  # type: ignore[index]
+                    released.set()
+                    return
+
+        listener = asyncio.ensure_future(listen())
+        await asyncio.sleep(0)  # the listener must be there before the answer
+        try:
+            await self.qmp.execute("device_del", id=name)
+            await asyncio.wait_for(released.wait(), timeout)
+        except TimeoutError as e:
+            raise VmError(f"the guest did not release device {name} within {timeout:g} s") from e
+        finally:
+            listener.cancel()
+        self.ports.pop(name, None)
+
+    # --- size -------------------------------------------------------------------------
+
+    async def add_vcpus(self, count: int) -> int:
+        """Plug in up to ``count`` vCPUs; return how many the machine took."""
+        added = 0
+        for cpu in await self.qmp.execute("query-hotpluggable-cpus"):
+            if added == count:
+                break
+            if "qom-path" not in cpu:
+                name = "cpu" + "-".join(str(v) for v in cpu["props"].values())
+                properties = {key.replace("-", "_"): value for key, value in cpu["props"].items()}
+                await self.qmp.execute("device_add", driver=cpu["type"], id=name, **properties)
+                added += 1
+        return added
+
+    async def vcpus(self) -> int:
+        return len(await self.qmp.execute("query-cpus-fast"))
+
+    async def memory(self) -> int:
+        """MiB the machine has, hotplugged ones included."""
+        size = await self.qmp.execute("query-memory-size-summary")
+        return int(size["base-memory"] + size.get("plugged-memory", 0)) >> 20
+
+    async def add_memory(self, mib: int) -> int:
+        """Plug in at least ``mib`` MiB, in whole blocks; return how many."""
+        size = -(-mib // MEMORY_BLOCK) * MEMORY_BLOCK
+        taken = len(await self.qmp.execute("query-memory-devices"))
+        name = f"dimm{taken}"
+        await self.qmp.execute("object-add", qom_type="memory-backend-ram", id=f"ram-{name}", size=size << 20)
+        try:
+            await self.qmp.execute("device_add", driver="pc-dimm", id=name, memdev=f"ram-{name}")
+        except BaseException:
+            await self.qmp.execute("object-del", id=f"ram-{name}")
+            raise
+        return size

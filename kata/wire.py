@@ -1,0 +1,193 @@
+"""The control and stream protocol between verbs, shims and a sandbox's proxy.
+
+One unix stream socket per connection, frames both ways, version 1::
+
+    u32 length of the payload | u8 type | u8 flags | u16 zero | payload     (big-endian)
+
+=========  ======================================================================
+type       payload
+=========  ======================================================================
+REQUEST    JSON ``{"v": 1, "op": NAME, ...}``; answered by one REPLY or ERROR
+REPLY      JSON object
+ERROR      JSON ``{"kind", "text", "hint", "code"}`` of a :class:`KataError`
+DATA       u64 offset of the first byte since the stream began, then the bytes;
+           flags: stream number (0, 1, 2), ``EOF`` added on the last frame
+ACK        u64: bytes below this offset are safe; flags: stream number
+EXIT       JSON ``{"status": 0..255}``, after the last DATA of a process
+FDS        file descriptors as SCM_RIGHTS, payload: their number as u32; they
+           belong to the REQUEST that follows
+=========  ======================================================================
+
+Standard library only: hot verbs and shims import this.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kata.errors import BY_KIND, GuestError, HostError, KataError, ProxyGone
+
+VERSION = 1
+MAX_PAYLOAD = 4 << 20
+FDS_PER_FRAME = 200
+
+HEADER = struct.Struct("!IBBH")
+OFFSET = struct.Struct("!Q")
+COUNT = struct.Struct("!I")
+
+REQUEST, REPLY, ERROR, DATA, ACK, EXIT, FDS = range(1, 8)
+STDIN, STDOUT, STDERR = range(3)
+EOF = 0x80
+STREAM_MASK = 0x03
+
+
+class ProtocolError(KataError):
+    kind = "protocol"
+
+
+def pack(kind: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    if len(payload) > MAX_PAYLOAD:
+        raise ProtocolError(f"a frame of {len(payload)} bytes exceeds the limit of {MAX_PAYLOAD}")
+    return HEADER.pack(len(payload), kind, flags, 0) + payload
+
+
+def pack_json(kind: int, value: dict[str, Any]) -> bytes:
+    return pack(kind, json.dumps(value, separators=(",", ":")).encode())
+
+
+def pack_data(stream: int, offset: int, data: bytes, eof: bool = False) -> bytes:
+    return HEADER.pack(8 + len(data), DATA, stream | (EOF if eof else 0), 0) + OFFSET.pack(offset) + data
+
+
+def pack_ack(stream: int, offset: int) -> bytes:
+    return pack(ACK, OFFSET.pack(offset), stream)
+
+
+def pack_error(error: KataError) -> bytes:
+    value = {"kind": error.kind, "text": error.text, "hint": error.hint, "code": getattr(error, "code", 2)}
+    return pack_json(ERROR, value)
+
+
+def unpack_data(payload: bytes) -> tuple[int, bytes]:
+    if len(payload) < 8:
+        raise ProtocolError("a data frame lacks its offset")
+    return OFFSET.unpack_from(payload)[0], payload[8:]
+
+
+def unpack_error(payload: bytes) -> KataError:
+    value = json.loads(payload)
+    kind = value["kind"]
+    if kind == GuestError.kind:
+        return GuestError(value["text"], value["hint"], code=value["code"])
+    return BY_KIND.get(kind, KataError)(value["text"], value["hint"], kind=kind)
+
+
+class Decoder:
+    """Bytes in, frames out, whatever their boundaries."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
+        """Yield ``(type, flags, payload)`` of every frame that is complete.
+
+        :raise ProtocolError: a length above :data:`MAX_PAYLOAD` or an unknown type.
+        """
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= HEADER.size:
+                length, kind, flags, _ = HEADER.unpack_from(buffer, start)
+                if length > MAX_PAYLOAD + 8 or not REQUEST <= kind <= FDS:
+                    raise ProtocolError(f"not a frame: type {kind}, length {length}")
+                end = start + HEADER.size + length
+                if len(buffer) < end:
+                    break
+                payload = bytes(memoryview(buffer)[start + HEADER.size : end])
+                start = end
+                yield kind, flags, payload
+        finally:
+            del buffer[:start]
+
+
+def send_fds(sock: socket.socket, fds: Sequence[int]) -> None:
+    """Send ``fds`` ahead of a request."""
+    for i in range(0, len(fds), FDS_PER_FRAME):
+        batch = array.array("i", fds[i : i + FDS_PER_FRAME])
+        frame = pack(FDS, COUNT.pack(len(batch)))
+        sent = sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, batch)])
+        if sent < len(frame):
+            sock.sendall(frame[sent:])
+
+
+def take_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """File descriptors out of what ``recvmsg`` returned."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+class Client:
+    """A verb's connection to a proxy: one request, one answer, at a time.
+
+    :raise ProxyGone: there is nobody at ``path``, or the peer went away.
+    """
+
+    def __init__(self, path: str, timeout: float = 30.0) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.settimeout(timeout)
+        try:
+            self.sock.connect(path)
+        except OSError as e:
+            self.sock.close()
+            raise ProxyGone(f"cannot reach the sandbox's proxy at {path}: {e.strerror}") from e
+        self._decoder = Decoder()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sock.close()
+
+    def request(self, op: str, *, fds: Sequence[int] = (), timeout: float = 30.0, **params: Any) -> dict[str, Any]:
+        """Ask for ``op`` and wait at most ``timeout`` seconds for the answer.
+
+        :raise KataError: of the kind that the proxy answered with.
+        :raise HostError: no answer in time.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            send_fds(self.sock, fds)
+            self.sock.sendall(pack_json(REQUEST, {"v": VERSION, "op": op, **params}))
+            while True:
+                self.sock.settimeout(max(0.001, deadline - time.monotonic()))
+                data = self.sock.recv(1 << 16)
+                if not data:
+                    raise ProxyGone(f"the sandbox's proxy went away while it was asked to {op}")
+                for kind, _flags, payload in self._decoder.feed(data):
+                    if kind == ERROR:
+                        raise unpack_error(payload)
+                    if kind != REPLY:
+                        raise ProtocolError(f"expected the reply to {op}, got a frame of type {kind}")
+                    reply: dict[str, Any] = json.loads(payload)
+                    return reply
+        except TimeoutError as e:
+            raise HostError(f"the sandbox's proxy did not answer '{op}' within {timeout:g} s",
+                            "see proxy.log of the sandbox") from e
+        except OSError as e:
+            raise ProxyGone(f"the sandbox's proxy went away while it was asked to {op}: {e.strerror}") from e
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
