@@ -30,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] not in CONTAINER_SUITES:
+        suite = item.path.relative_to(here).parts[0]
+        if suite not in CONTAINER_SUITES:
             continue
+        item.add_marker(pytest.mark.engine if suite == "engines" else pytest.mark.vm)
         if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
             continue

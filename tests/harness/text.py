@@ -31,3 +31,13 @@ def compare(got: dict[str, str], expected: dict[str, object]) -> None:
         elif have != str(want):
             wrong.append(f"{name}: expected {want!r}, got {have!r}")
     assert not wrong, "\n".join(wrong)
+
+
+def mask(bits: int) -> str:
+    """A capability set as /proc shows it."""
+    return f"{bits:016x}"
+
+
+def status(field: str) -> str:
+    """Shell: a field of /proc/self/status."""
+    return f"sed -n 's/^{field}:[[:space:]]*//p' /proc/self/status"

@@ -8,10 +8,8 @@ import os
 
 import pytest
 from harness.oci import Container, Oci
-from harness.text import compare, script, sections
+from harness.text import compare, mask, script, sections, status
 from harness.wait import eventually, process_end
-
-from .test_process import mask, status
 
 
 def test_options_of_exec(shared: Container) -> None:
@@ -66,8 +64,11 @@ def test_process_file(oci: Oci, shared: Container) -> None:
     compare(
         got,
         {
-            "id": "1000\n1000 44", "cwd": "/home/user", "nofile": "444",
-            "env": lambda v: set(v.split()) <= {"PATH=/bin", "ONLY=this", "PWD=/home/user", "SHLVL=1", "HOME=/home/user"},
+            "id": "1000\n1000 44",
+            "cwd": "/home/user",
+            "nofile": "444",
+            "env": lambda v: set(v.split()) - {"PWD=/home/user", "SHLVL=1", "HOME=/home/user"}
+            == {"PATH=/bin", "ONLY=this"},
         },
     )  # fmt: skip
     for text in ("", "{", "[]", '{"args": "x"}', '{"args": []}'):
@@ -90,7 +91,7 @@ def test_detach(shared: Container) -> None:
     """exec --detach returns at once; the process lives and is listed; its end is its own."""
     launch = shared.exec_detached("sleep", "4321")
     listed = shared.oci.verb("ps", shared.id).ok().stdout
-    assert "4321" in listed or not shared.oci.runtime.is_vm and "sleep" in listed, listed
+    assert "sleep 4321" in listed, listed
     pid = int(launch.pid_file.read_text())
     os.kill(pid, 15)
     assert launch.exit_code() == 143
@@ -153,7 +154,7 @@ def test_exec_of_created(oci: Oci) -> None:
     """exec before start: allowed by runc; its process runs beside the waiting first one."""
     with oci.created(oci.bundle()) as c:
         result = c.exec("echo", "early")
-        assert result.rc == 0 and result.out == "early" or result.rc == 1 and result.stderr.strip(), result
+        assert (result.rc, result.out) == (0, "early") or (result.rc == 1 and result.stderr.strip()), result
         assert c.status == "created"
 
 

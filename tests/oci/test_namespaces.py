@@ -29,7 +29,8 @@ def test_own_namespaces(oci: Oci) -> None:
     compare(
         got,
         {
-            "pids": lambda v: int(v.split()[0]) <= 6 and v.endswith("/bin/sh"), "net": "lo\n127.0.0.1/8", "routes": "0",
+            "pids": lambda v: int(v.split()[0]) <= 6 and v.split()[1] == "/bin/sh",
+            "net": "lo\n127.0.0.1/8", "routes": "0",
             "hostname": "my-name\nmy-name", "set": lambda v: "not permitted" in v,
         },
     )  # fmt: skip
@@ -41,22 +42,24 @@ def test_own_namespaces(oci: Oci) -> None:
 
 def test_joined_network_namespace(oci: Oci) -> None:
     """A network namespace by path: its interfaces, addresses, MTU, MAC and routes are the container's."""
-    name = f"{oci.tag}-joined"
-    run("ip", "netns", "add", name).ok()
+    name, outside = f"{oci.tag}-joined", f"{oci.tag}-out"
+    for each in (name, outside):
+        run("ip", "netns", "add", each).ok()
     try:
         setup = (
-            "ip link set lo up; ip link add eth7 address 02:42:0a:00:00:07 mtu 1400 type veth peer name out7; "
-            "ip link set eth7 up; ip link set out7 up; ip addr add 10.77.0.2/24 dev eth7; ip addr add 10.77.0.1/24 dev out7; "
-            "ip -6 addr add fd77::2/64 dev eth7 nodad; ip route add default via 10.77.0.1; "
-            "ip route add 10.88.0.0/16 via 10.77.0.9 dev eth7"
+            "ip link set lo up; "
+            f"ip link add eth7 address 02:42:0a:00:00:07 mtu 1400 type veth peer name out7 netns {outside}; "
+            "ip link set eth7 up; ip addr add 10.77.0.2/24 dev eth7; ip -6 addr add fd77::2/64 dev eth7 nodad; "
+            f"ip -n {outside} addr add 10.77.0.1/24 dev out7; ip -n {outside} link set out7 up; "
+            "ip route add default via 10.77.0.1; ip route add 10.88.0.0/16 via 10.77.0.9 dev eth7"
         )
-        run("ip", "netns", "exec", name, "sh", "-ec", setup).ok()
-        # docker makes one end outside; here both ends are in one namespace, so only eth7 is looked at.
+        run("nsenter", f"--net=/run/netns/{name}", "sh", "-ec", setup).ok()
         bundle = oci.bundle(
             script(
                 link="cat /sys/class/net/eth7/address /sys/class/net/eth7/mtu",
                 addr="ip -o -4 addr show eth7 | awk '{ print $4 }'; ip -o -6 addr show eth7 | grep -o 'fd77::2/64'",
-                route="ip route show default | awk '{ print $3, $5 }'; ip route | grep -c '10.88.0.0/16 via 10.77.0.9'",
+                route="ip route | awk '/^default/ { print $3, $5 }'; ip route | grep -c '10.88.0.0/16 via 10.77.0.9'",
+                ping="ping -c 1 -W 10 10.77.0.1 | grep -c ' 0% packet loss'",
             )
         )
         for ns in bundle.linux["namespaces"]:
@@ -67,13 +70,14 @@ def test_joined_network_namespace(oci: Oci) -> None:
             got,
             {
                 "link": "02:42:0a:00:00:07\n1400", "addr": "10.77.0.2/24\nfd77::2/64",
-                "route": "10.77.0.1 eth7\n1",
+                "route": "10.77.0.1 eth7\n1", "ping": "1",
             },
         )  # fmt: skip
         left = run("ip", "-n", name, "-o", "link").ok().stdout
         assert "tap" not in left, f"a tap was left in the namespace: {left}"
     finally:
-        run("ip", "netns", "delete", name).ok()
+        for each in (name, outside):
+            run("ip", "netns", "delete", each).ok()
 
 
 def test_sysctl(oci: Oci) -> None:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import pytest
 from harness.bundle import PATH
 from harness.oci import Container, Oci
-from harness.text import compare, script, sections
+from harness.text import compare, mask, script, sections, status
 
 #: Hexadecimal masks of capability sets (capability.h): CAP_CHOWN 0, CAP_KILL 5, CAP_NET_BIND_SERVICE 10.
 CHOWN, KILL, BIND = 1 << 0, 1 << 5, 1 << 10
-
-
-def mask(bits: int) -> str:
-    return f"{bits:016x}"
-
-
-def status(field: str) -> str:
-    """Shell: a field of /proc/self/status."""
-    return f"sed -n 's/^{field}:[[:space:]]*//p' /proc/self/status"
 
 
 def test_everything_of_a_process(oci: Oci) -> None:
@@ -102,7 +93,7 @@ def test_root_capabilities(oci: Oci) -> None:
                mount="mount -t tmpfs x /mnt 2>/dev/null; echo $?")
     )  # fmt: skip
     caps = ["CAP_CHOWN", "CAP_DAC_OVERRIDE"]
-    bundle.process["capabilities"] = {k: caps for k in ("bounding", "effective", "permitted")}
+    bundle.process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), caps)
     got = sections(oci.run(bundle).ok().stdout)
     compare(
         got,

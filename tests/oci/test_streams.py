@@ -117,8 +117,10 @@ def test_reader_gone(shared: Container) -> None:
 
 def test_terminal_by_console_socket(oci: Oci) -> None:
     """create with a terminal: its master comes over the socket; size, resize, echo, ^C, hang-up."""
-    script = "trap 'echo resized $(stty size)' WINCH; test -t 0 && test -t 1 && test -t 2 && echo tty; " \
-        "stty size; while read line; do echo \"[$line]\"; stty size; done; exit 4"  # fmt: skip
+    script = (
+        "trap 'echo resized $(stty size)' WINCH; test -t 0 && test -t 1 && test -t 2 && echo tty; "
+        'stty size; while read line; do echo "[$line]"; stty size; done; exit 4'
+    )
     bundle = oci.bundle(script)
     bundle.process["terminal"] = True
     bundle.process["consoleSize"] = {"height": 31, "width": 97}
@@ -157,7 +159,7 @@ def foreground_terminal(argv: list[str], rows: int, columns: int) -> tuple[subpr
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
         argv, stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - one ioctl, no lock
     )  # fmt: skip
     os.close(slave)
     return process, Terminal(master)
@@ -165,17 +167,17 @@ def foreground_terminal(argv: list[str], rows: int, columns: int) -> tuple[subpr
 
 def test_terminal_in_the_foreground(oci: Oci, shared: Container) -> None:
     """exec --tty on a person's terminal: it starts with its size, follows it, and leaves it as it was."""
-    argv = oci.argv("exec", "--tty", shared.id, "/bin/sh", "-c", "stty size; while read l; do stty size; done; exit 9")
+    argv = oci.argv("exec", "--tty", shared.id, "/bin/sh", "-c", "while read l; do stty size; echo; done; exit 9")
     process, terminal = foreground_terminal(argv, 25, 81)
     before = termios.tcgetattr(terminal.fd)
-    terminal.expect("25 81\r\n")
-    terminal.resize(30, 99)
 
-    def followed() -> bool:
+    def size() -> str:
         terminal.type("x\n")
-        return "30 99" in terminal.expect("\r\n") + terminal.expect("\r\n")
+        return terminal.expect("\r\n\r\n")
 
-    eventually("the new size inside", followed, 20, 0.2)
+    eventually("its size inside", lambda: "25 81" in size(), 20, 0.2)
+    terminal.resize(30, 99)
+    eventually("the new size inside", lambda: "30 99" in size(), 20, 0.2)
     terminal.type("\x04")
     assert process.wait(30) == 9
     assert termios.tcgetattr(terminal.fd)[3] == before[3], "the terminal was left raw"
