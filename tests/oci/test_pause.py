@@ -15,7 +15,7 @@ def test_pause_freezes(oci: Oci) -> None:
     with oci.running(oci.bundle("i=0; while :; do i=$((i+1)); echo $i; usleep 20000; done")) as c:
         other = c.exec_detached("sh", "-c", "while :; do date +%s%N > /tmp/beat; usleep 20000; done")
         eventually("output", lambda: len(c.stdout) > 6)
-        eventually("the other's beat", lambda: (c.bundle.rootfs / "tmp/beat").exists())
+        eventually("the other's beat", (c.bundle.rootfs / "tmp/beat").exists)
         oci.verb("pause", c.id).ok()
         state = c.state()
         check_state(state)
