@@ -15,8 +15,8 @@ from typing import Any
 
 from kata import OCI_VERSION, cgroups, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig
-from kata.errors import InUse, KataError, NotFound, ProxyGone
 from kata.daemons import start_proxy, start_shim, write_pid_file
+from kata.errors import InUse, KataError, NotFound, ProxyGone
 from kata.hooks import run_hooks
 from kata.loader import resolved
 from kata.log import Log, rfc3339

@@ -113,6 +113,14 @@ def _library() -> ctypes.CDLL:
     return lib
 
 
+def library_version() -> str:
+    """Version of the host's libseccomp.
+
+    :raise HostError: it is missing.
+    """
+    return _version(_library())
+
+
 def _version(lib: ctypes.CDLL) -> str:
     v = lib.seccomp_version().contents
     return f"{v.major}.{v.minor}.{v.micro}"

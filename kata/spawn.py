@@ -83,8 +83,8 @@ def _child(
         os.chdir(cwd)
     environment = os.environ if env is None else env
     if path:
-        os.execve(path, argv, environment)
-    os.execvpe(argv[0], argv, environment)
+        os.execve(path, list(argv), environment)
+    os.execvpe(argv[0], list(argv), environment)
 
 
 def reap(pid: int) -> int:

@@ -198,7 +198,8 @@ def load_container(root: str, container_id: str) -> Container:
     check_id(container_id)
     roots = [root] if root else [r for r in known_roots() if os.path.isdir(container_dir(r, container_id))]
     if len(roots) > 1:
-        raise StateError(f"container {container_id} exists in several roots: {', '.join(roots)}", "name one with --root")
+        where = ", ".join(roots)
+        raise StateError(f"container {container_id} exists in several roots: {where}", "name one with --root")
     if roots:
         with suppress(FileNotFoundError, NotADirectoryError):
             return Container(roots[0], container_id, read_json(f"{container_dir(roots[0], container_id)}/state.json"))

@@ -74,7 +74,7 @@ class Context:
         """The flavor a container was made with."""
         from kata import loader
 
-        return loader.load_resolved(container.record["backend"])
+        return loader.load_resolved(container.record["backend"], container.record["flavor"])
 
     def invocation(self) -> InvocationOptions:
         """What the backend may know of the host."""

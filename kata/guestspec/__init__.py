@@ -35,7 +35,13 @@ _CPU = ("shares", "quota", "period", "cpus", "mems")
 
 
 class GuestSpec(NamedTuple):
-    """The parts of a :class:`~kata.contract.ContainerPlan` that any flavor needs."""
+    """The parts of a :class:`~kata.contract.ContainerPlan` that any flavor needs.
+
+    Of the storages, ``ephemeral`` is a tmpfs that exists once in a sandbox,
+    whoever asks first; the source of a ``blk`` is the serial of a disk in
+    ``extras["block_devices"]``.  Namespaces in ``spec`` have no paths: which
+    container a ``Bundle.join`` path belongs to, only the engine knows.
+    """
 
     spec: dict[str, Any]
     extras: dict[str, Any]
@@ -54,14 +60,13 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
     :raise HostError: libseccomp is missing.
     """
     host = host or Host()
-    warnings = list(bundle.warnings)
     mounts = Mounts(bundle, host)
     devices = Devices(bundle, host)
     for source, destination, read_only, storage in mounts.block:
         devices.bind(source, destination, read_only, storage)
         if storage is not None:
             mounts.storages.append(storage)
-    warnings += mounts.warnings + devices.warnings
+    warnings = mounts.warnings + devices.warnings  # beside the bundle's own
 
     bpf, flags = b"", 0
     if bundle.seccomp and config.disable_guest_seccomp:

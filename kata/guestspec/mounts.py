@@ -41,7 +41,7 @@ GUEST_TYPES = frozenset((
     "debugfs", "tracefs", "securityfs", "bpf", "fusectl", "configfs", "binfmt_misc", "pstore"))
 DISK_TYPES = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "erofs", "squashfs", "vfat", "iso9660"))
 
-_FLAGS = frozenset((
+FLAGS = frozenset((
     "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
     "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
     "nosuid", "nosymfollow", "rbind", "relatime", "remount", "ro", "rw", "silent", "strictatime", "suid", "symfollow",
@@ -50,7 +50,7 @@ _PROPAGATION = frozenset(p + k for p in ("", "r") for k in ("private", "shared",
 _RECURSIVE = frozenset("r" + k for k in (
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "nodiratime", "diratime", "relatime",
     "norelatime", "noatime", "atime", "strictatime", "nostrictatime", "nosymfollow", "symfollow"))
-_KNOWN = _FLAGS | _PROPAGATION | _RECURSIVE | {"idmap", "ridmap", "tmpcopyup"}
+_KNOWN = FLAGS | _PROPAGATION | _RECURSIVE | {"idmap", "ridmap", "tmpcopyup"}
 
 #: Devices that behave the same in every Linux, so that no one needs to be told.
 _PLAIN_DEVICES = frozenset(f"/dev/{d}" for d in ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"))

@@ -27,8 +27,8 @@ from kata.errors import ConfigError, HostError
 from kata.network import names
 from kata.network.inventory import Interface
 from kata.network.tap import open_tap
-from kata_agent.linux import syscalls, tc
 from kata_agent.linux import netlink as nl
+from kata_agent.linux import syscalls, tc
 from kata_agent.linux.rtnl import Rtnl
 
 MODELS = ("tcfilter", "mirred", "macvtap", "bridged")

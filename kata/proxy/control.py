@@ -81,7 +81,8 @@ class Connection:
             self.send(wire.pack_error(HostError(f"the proxy failed: {e}")))
         except Exception as e:  # a bug: the caller must not wait for an answer that never comes
             traceback.print_exc()
-            self.send(wire.pack_error(HostError(f"the proxy failed: {type(e).__name__}", "see proxy.log of the sandbox")))
+            failure = HostError(f"the proxy failed: {type(e).__name__}", "see proxy.log of the sandbox")
+            self.send(wire.pack_error(failure))
         finally:
             wire.close_all(fds)
 

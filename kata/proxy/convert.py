@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
@@ -44,7 +43,7 @@ def fill(message: Message, value: Mapping[str, Any]) -> None:
             setattr(message, field.name, item)
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
@@ -67,13 +66,13 @@ def oci_resources(value: Mapping[str, Any]) -> oci_pb2.LinuxResources:
 
 
 def container_extras(container_id: str, value: Mapping[str, Any]) -> guest_pb2.PrepareContainerRequest:
-    return ParseDict(value, guest_pb2.PrepareContainerRequest(container_id=container_id))
+    return ParseDict(dict(value), guest_pb2.PrepareContainerRequest(container_id=container_id))
 
 
 def process_extras(container_id: str, exec_id: str, value: Mapping[str, Any]) -> guest_pb2.PrepareProcessRequest:
     request = guest_pb2.PrepareProcessRequest(container_id=container_id, exec_id=exec_id)
-    return ParseDict(value, request)
+    return ParseDict(dict(value), request)
 
 
 def storages(values: tuple[Mapping[str, Any], ...]) -> list[agent_pb2.Storage]:
-    return [ParseDict(v, agent_pb2.Storage()) for v in values]
+    return [ParseDict(dict(v), agent_pb2.Storage()) for v in values]

@@ -22,7 +22,7 @@ from kata.network.watch import Changes, Watcher
 from kata.proxy.log import log
 from kata.proxy.record import SandboxRecord
 from kata.vm.machine import Machine
-from kata_agent.protocol import agent_pb2, guest_pb2
+from kata_agent.protocol import agent_pb2, guest_pb2, types_pb2
 
 DNS_PORT = 53
 DNS_TIMEOUT = 10.0  #: seconds; a resolver asks again after 5
@@ -137,7 +137,7 @@ class Network:
         log(f"network: {interface.name} ({joined.mac}) is card {card} of the machine")
 
     async def _configure(self, interface: Interface) -> None:
-        message = ParseDict(interface.agent(), agent_pb2.types__pb2.Interface())
+        message = ParseDict(interface.agent(), types_pb2.Interface())
         await self.agent.agent("UpdateInterface", agent_pb2.UpdateInterfaceRequest(interface=message))
 
     async def _remove(self, interface: Interface) -> None:

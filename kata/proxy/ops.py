@@ -177,8 +177,9 @@ class Operations:
         container = self.sandbox.find(r["id"])
         ended = container.processes[container.id]
         oom = asyncio.ensure_future(container.wait_oom(r["ooms"]))
+        waited: set[asyncio.Future[Any]] = {ended, oom}
         try:
-            await asyncio.wait({ended, oom}, timeout=r["interval"], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited, timeout=r["interval"], return_when=asyncio.FIRST_COMPLETED)
         finally:
             oom.cancel()
         return {"ooms": container.ooms, "ended": ended.done()}
@@ -192,6 +193,7 @@ class Operations:
             container_id=r["id"], resources=convert.oci_resources(r["resources"])))
         await self.sandbox.update_unified(r["id"], r["resources"].get("unified") or {})
         container.resources = r["merged"]
+        self.sandbox.record.add_container(container.root, container.plan, container.resources)
         return {}
 
     async def op_containers(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ class SandboxRecord:
         self.data.update(changes)
         state.write_json(self.path, self.data)
 
-    def add_container(self, root: str, plan: ContainerPlan) -> None:
-        entry: Mapping[str, Any] = {"root": root, "plan": to_json(plan)}
+    def add_container(self, root: str, plan: ContainerPlan, resources: Mapping[str, Any]) -> None:
+        entry = {"root": root, "plan": to_json(plan), "resources": dict(resources)}
         self.update(containers={**self.data["containers"], plan.id: entry})
 
     def remove_container(self, container_id: str) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf import empty_pb2
+
 from kata import state
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
@@ -82,6 +84,44 @@ class Sandbox:
         self.spawn(self._events())
         log(f"sandbox ready after {time.monotonic() - began:.3f} s")
 
+    async def resume_boot(self) -> None:
+        """Take over from a proxy that is gone: the guest knows what runs; the outcome is in ``ready``."""
+        try:
+            await self.machine.connect()
+            await self._reach_agent()
+            await self._resume()
+        except KataError as e:
+            log(f"cannot take over: {e}")
+            self.ready.set_exception(e)
+            self.ready.exception()
+            await self.machine.kill()
+        else:
+            log("took over from an earlier proxy")
+            self.ready.set_result(None)
+
+    async def _resume(self) -> None:
+        inventory = await self.agent.guest("ListAll", empty_pb2.Empty())
+        guest = {c.container_id: c for c in inventory.containers}
+        for container_id, entry in self.record.data["containers"].items():
+            plan = from_json(ContainerPlan, entry["plan"])
+            container = Container(plan, entry["root"], entry["resources"],
+                                  state.load_container(entry["root"], container_id))
+            container.disks = [f"disk-{disk.serial}" for disk in plan.disks]
+            self.containers[container_id] = container
+            if container_id not in guest:
+                container.set_exited(137)
+                continue
+            for process in guest[container_id].processes:
+                exec_id = process.exec_id or container_id
+                if exec_id != container_id and process.exited:
+                    container.processes[exec_id] = _done(process.status)
+                else:
+                    self.track(container, exec_id)
+            if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
+                container.set_status(guest[container_id].state)
+        await self.network.resume()
+        self.spawn(self._events(inventory.last_event))
+
     async def _reach_agent(self) -> None:
         """Connect to the agent within the boot timeout, or say how the guest failed."""
         async def reach() -> None:
@@ -131,8 +171,7 @@ class Sandbox:
                     future.set_result(137)
             container.set_exited(137)
 
-    async def _events(self) -> None:
-        after = 0
+    async def _events(self, after: int = 0) -> None:
         while True:
             event = await self.agent.guest("GetEvent", guest_pb2.GetEventRequest(after=after), timeout=None)
             after = max(after, event.seq)
@@ -210,7 +249,7 @@ class Sandbox:
             self.expected.pop(plan.id, None)
         self.track(container, plan.id)
         container.set_status("created")
-        self.record.add_container(root, plan)
+        self.record.add_container(root, plan, resources)
         made.set_result(container)
 
     async def _make(self, container: Container) -> None:
@@ -368,5 +407,7 @@ class Sandbox:
                 os.unlink(f"{self.directory}/{name}")
 
 
-def sandbox_plan(record: Mapping[str, Any]) -> SandboxPlan:
-    return from_json(SandboxPlan, record["plan"])
+def _done(status: int) -> asyncio.Future[int]:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_result(status)
+    return future

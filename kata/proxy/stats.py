@@ -10,8 +10,6 @@ from kata.agent_client import AgentClient
 from kata_agent.protocol import agent_pb2, guest_pb2
 
 
-
-
 async def container(agent: AgentClient, container_id: str) -> dict[str, Any]:
     """``data`` of a stats event (libcontainer's types.Stats)."""
     reply = await agent.agent("StatsContainer", agent_pb2.StatsContainerRequest(container_id=container_id))

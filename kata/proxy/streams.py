@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from kata import wire
 from kata.agent_client import AgentClient
@@ -17,6 +17,7 @@ from kata_agent.protocol import guest_pb2
 
 WINDOW = 1 << 20  #: bytes on their way to a shim that it has not acknowledged
 CHUNK = 256 << 10
+DISCARD = (1 << 64) - 1  #: a shim's acknowledgement when nobody reads its output any more
 
 
 class Link(Protocol):
@@ -40,6 +41,8 @@ class Attachment:
         self.acked = list(offsets)
         self.terminal = terminal
         self._room = asyncio.Event()
+        self._moved = [asyncio.Event() for _ in offsets]
+        self._closing: asyncio.Future[Any] | None = None
         self._stdin: asyncio.Queue[tuple[int, bytes, bool]] = asyncio.Queue()
 
     # --- from the shim ------------------------------------------------------------
@@ -47,6 +50,10 @@ class Attachment:
     def on_ack(self, stream: int, offset: int) -> None:
         self.acked[stream] = max(self.acked[stream], offset)
         self._room.set()
+        if offset == DISCARD:
+            # The pump may be waiting for more; the guest must know now, so
+            # that the process gets its SIGPIPE.
+            self._closing = asyncio.ensure_future(self._read(stream, no_wait=True))
 
     def on_stdin(self, offset: int, data: bytes, eof: bool) -> None:
         self._stdin.put_nowait((offset, data, eof))
@@ -64,6 +71,10 @@ class Attachment:
             outputs.append(asyncio.ensure_future(self._pump_output(wire.STDERR)))
         try:
             status = await self._wait()
+            # What the process wrote before it ended goes ahead of its exit; a
+            # child of its own may hold an output open for longer.
+            for stream, output in enumerate(outputs, wire.STDOUT):
+                await self._drain(stream, output)
             self.link.send(wire.pack_json(wire.EXIT, {"status": status}))
             await asyncio.gather(*outputs)
             released()
@@ -77,18 +88,35 @@ class Attachment:
         reply = await self.agent.guest("WaitProcess", request, timeout=None)
         return int(reply.status) & 0xFF
 
+    async def _drain(self, stream: int, pump: asyncio.Task[None]) -> None:
+        """Wait until everything that is in the stream now has been sent."""
+        while not pump.done():
+            moved = self._moved[stream]
+            reply = await self._read(stream, no_wait=True)
+            if not reply.data and not reply.eof:
+                return
+            waiting = asyncio.ensure_future(moved.wait())
+            await asyncio.wait({waiting, pump}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+
+    async def _read(self, stream: int, no_wait: bool = False) -> Any:
+        return await self.agent.guest("ReadStream", guest_pb2.ReadRequest(
+            container_id=self.container, exec_id=self.exec_id, stream=stream, no_wait=no_wait,
+            offset=self.offsets[stream], max_len=CHUNK, ack=min(self.acked[stream], self.offsets[stream]),
+            close=self.acked[stream] == DISCARD), timeout=None)
+
     async def _pump_output(self, stream: int) -> None:
         while True:
             while self.offsets[stream] - self.acked[stream] >= WINDOW:
                 self._room.clear()
                 await self._room.wait()
-            reply = await self.agent.guest("ReadStream", guest_pb2.ReadRequest(
-                container_id=self.container, exec_id=self.exec_id, stream=stream,
-                offset=self.offsets[stream], max_len=CHUNK, ack=self.acked[stream]), timeout=None)
+            reply = await self._read(stream)
             start = self.offsets[stream]
             if reply.offset != start or len(reply.data) > CHUNK:
                 raise wire.ProtocolError(f"the agent answered bytes at {reply.offset}, {start} was asked for")
             self.offsets[stream] += len(reply.data)
+            self._moved[stream].set()
+            self._moved[stream] = asyncio.Event()
             if reply.data or reply.eof:
                 self.link.send(wire.pack_data(stream, start, reply.data, reply.eof))
                 await self.link.drain()

@@ -31,7 +31,7 @@ class Endpoints:
 
 def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     """The command line; one option and its value on one line below, with reasons."""
-    accel = "tcg,tb-size=%d" % plan.tcg_cache if plan.accelerator == "tcg" else "kvm"
+    accel = f"tcg,tb-size={plan.tcg_cache}" if plan.accelerator == "tcg" else "kvm"
     options = ",".join(x for x in (plan.machine_type, plan.machine_options, "memory-backend=ram") if x)
     backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
     prealloc = ",prealloc=on" if plan.prealloc else ""

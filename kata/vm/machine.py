@@ -113,12 +113,12 @@ class Machine:
         bus = self._bus(name)
         try:
             await self.qmp.give_fd(f"tap-{name}", tap)
-            await self.qmp.execute("netdev_add", type="tap", id=f"net-{name}", fd=f"tap-{name}", vhost=False)
+            await self.qmp.execute("netdev_add", {"type": "tap", "id": f"net-{name}", "fd": f"tap-{name}", "vhost": False})
             try:
-                await self.qmp.execute("device_add", driver="virtio-net-pci", id=name, netdev=f"net-{name}", mac=mac,
-                                       romfile="", **bus)
+                await self.qmp.execute("device_add", {
+                    "driver": "virtio-net-pci", "id": name, "netdev": f"net-{name}", "mac": mac, "romfile": "", **bus})
             except BaseException:
-                await self.qmp.execute("netdev_del", id=f"net-{name}")
+                await self.qmp.execute("netdev_del", {"id": f"net-{name}"})
                 raise
         except BaseException:
             self.ports.pop(name, None)
@@ -127,7 +127,7 @@ class Machine:
     async def remove_nic(self, name: str) -> None:
         """Unplug a card; the guest has let go of it before."""
         await self._unplug(name)
-        await self.qmp.execute("netdev_del", id=f"net-{name}")
+        await self.qmp.execute("netdev_del", {"id": f"net-{name}"})
 
     async def add_disk(self, name: str, source: str, serial: str, read_only: bool) -> None:
         """Plug in a host block device or file as a disk with ``serial``.
@@ -136,25 +136,23 @@ class Machine:
         """
         host = os.stat(source)
         driver = "host_device" if (host.st_mode & 0o170000) == 0o060000 else "file"
-        await self.qmp.execute("blockdev-add", driver=driver, node_name=f"blk-{name}", filename=source,
-                               read_only=read_only)
-        bus: dict[str, Any] = {}
+        await self.qmp.execute("blockdev-add", {
+            "driver": driver, "node-name": f"blk-{name}", "filename": source, "read-only": read_only})
+        device = {"id": name, "drive": f"blk-{name}", "serial": serial}
         try:
             if self.plan.block_driver == "virtio-scsi":
-                await self.qmp.execute("device_add", driver="scsi-hd", id=name, drive=f"blk-{name}", bus="scsi0.0",
-                                       serial=serial)
+                device |= {"driver": "scsi-hd", "bus": "scsi0.0"}
             else:
-                bus = self._bus(name)
-                await self.qmp.execute("device_add", driver="virtio-blk-pci", id=name, drive=f"blk-{name}",
-                                       serial=serial, **bus)
+                device |= {"driver": "virtio-blk-pci", **self._bus(name)}
+            await self.qmp.execute("device_add", device)
         except BaseException:
             self.ports.pop(name, None)
-            await self.qmp.execute("blockdev-del", node_name=f"blk-{name}")
+            await self.qmp.execute("blockdev-del", {"node-name": f"blk-{name}"})
             raise
 
     async def remove_disk(self, name: str) -> None:
         await self._unplug(name)
-        await self.qmp.execute("blockdev-del", node_name=f"blk-{name}")
+        await self.qmp.execute("blockdev-del", {"node-name": f"blk-{name}"})
 
     async def _unplug(self, name: str, timeout: float = 10.0) -> None:
         """Ask the guest to release a device and wait for QEMU's word that it did."""
@@ -162,14 +160,15 @@ class Machine:
 
         async def listen() -> None:
             async for event in self.qmp.events():
-                if event["event"] == "DEVICE_DELETED" and event["data"].get("device") == name:  # type: ignore[index]
+                data: Any = event.get("data") or {}
+                if event["event"] == "DEVICE_DELETED" and data.get("device") == name:
                     released.set()
                     return
 
         listener = asyncio.ensure_future(listen())
         await asyncio.sleep(0)  # the listener must be there before the answer
         try:
-            await self.qmp.execute("device_del", id=name)
+            await self.qmp.execute("device_del", {"id": name})
             await asyncio.wait_for(released.wait(), timeout)
         except TimeoutError as e:
             raise VmError(f"the guest did not release device {name} within {timeout:g} s") from e
@@ -187,8 +186,7 @@ class Machine:
                 break
             if "qom-path" not in cpu:
                 name = "cpu" + "-".join(str(v) for v in cpu["props"].values())
-                properties = {key.replace("-", "_"): value for key, value in cpu["props"].items()}
-                await self.qmp.execute("device_add", driver=cpu["type"], id=name, **properties)
+                await self.qmp.execute("device_add", {"driver": cpu["type"], "id": name, **cpu["props"]})
                 added += 1
         return added
 
@@ -205,10 +203,10 @@ class Machine:
         size = -(-mib // MEMORY_BLOCK) * MEMORY_BLOCK
         taken = len(await self.qmp.execute("query-memory-devices"))
         name = f"dimm{taken}"
-        await self.qmp.execute("object-add", qom_type="memory-backend-ram", id=f"ram-{name}", size=size << 20)
+        await self.qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": f"ram-{name}", "size": size << 20})
         try:
-            await self.qmp.execute("device_add", driver="pc-dimm", id=name, memdev=f"ram-{name}")
+            await self.qmp.execute("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"ram-{name}"})
         except BaseException:
-            await self.qmp.execute("object-del", id=f"ram-{name}")
+            await self.qmp.execute("object-del", {"id": f"ram-{name}"})
             raise
         return size

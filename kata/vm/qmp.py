@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, Message, QMPClient, StateError
@@ -45,17 +44,16 @@ class Qmp:
             raise VmError(f"cannot connect to QEMU's control socket {path}: {e}") from e
         self._socket = sock
 
-    async def execute(self, command: str, timeout: float = 30.0, **arguments: Any) -> Any:
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
         """Run one command.
 
         :raise HostError: QEMU refused; its own description is in the text.
         :raise VmError: QEMU is gone or does not answer.
         """
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
-            return await asyncio.wait_for(self._client.execute(command, named), timeout)
+            return await asyncio.wait_for(self._client.execute(command, arguments), timeout)
         except ExecuteError as e:
-            raise HostError(f"QEMU refused {command}: {e.error.desc}") from e
+            raise HostError(f"QEMU refused {command}: {e}") from e
         except TimeoutError as e:
             raise VmError(f"QEMU did not answer {command} within {timeout:g} s") from e
         except (ExecInterruptedError, StateError) as e:
@@ -63,8 +61,8 @@ class Qmp:
 
     async def give_fd(self, name: str, fd: int) -> None:
         """Pass ``fd`` to QEMU under ``name`` (``getfd``); the caller keeps its own."""
-        self._client.send_fd_scm(os.dup(fd))
-        await self.execute("getfd", fdname=name)
+        self._client.send_fd_scm(fd)
+        await self.execute("getfd", {"fdname": name})
 
     async def events(self) -> AsyncIterator[Message]:
         """QMP events from now on."""

@@ -169,20 +169,24 @@ class ContainerId(_message.Message):
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("container_id", "exec_id", "stream", "offset", "max_len", "ack")
+    __slots__ = ("container_id", "exec_id", "stream", "offset", "max_len", "ack", "no_wait", "close")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     EXEC_ID_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     MAX_LEN_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    NO_WAIT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     exec_id: str
     stream: int
     offset: int
     max_len: int
     ack: int
-    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., stream: _Optional[int] = ..., offset: _Optional[int] = ..., max_len: _Optional[int] = ..., ack: _Optional[int] = ...) -> None: ...
+    no_wait: bool
+    close: bool
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., stream: _Optional[int] = ..., offset: _Optional[int] = ..., max_len: _Optional[int] = ..., ack: _Optional[int] = ..., no_wait: _Optional[bool] = ..., close: _Optional[bool] = ...) -> None: ...
 
 class ReadResponse(_message.Message):
     __slots__ = ("offset", "data", "eof")

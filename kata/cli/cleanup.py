@@ -1,0 +1,58 @@
+"""``cleanup``: remove what crashed sandboxes and verbs left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+from kata import state
+from kata.cli.context import Context
+from kata.cli.delete import delete
+from kata.cli.table import FLAG, Namespace, Option, Verb
+from kata.errors import KataError, StateError
+
+VERB = Verb(
+    "Remove containers whose machine or creator is gone, and sandboxes that hold no container.",
+    Option("--dry-run", "-n", kind=FLAG, help="only say what would be removed"),
+)
+
+
+def run(context: Context, args: Namespace) -> int:
+    failed = 0
+    for label, remove in [*_containers(context), *_sandboxes()]:
+        print(f"{'would remove' if args['dry_run'] else 'removing'} {label}")
+        if args["dry_run"]:
+            continue
+        try:
+            remove()
+        except KataError as e:
+            failed += 1
+            context.log.error(f"{label}: {e}")
+            print(f"  failed: {e}")
+    return 1 if failed else 0
+
+
+def _containers(context: Context) -> list[tuple[str, Callable[[], None]]]:
+    """Containers of crashed sandboxes.  A stopped one whose proxy answers is its engine's to delete."""
+    found: list[tuple[str, Callable[[], None]]] = []
+    for _name, container in state.list_containers(context.root):
+        if isinstance(container, StateError):
+            continue  # 'delete --force' removes it, by name
+        from kata.sandbox import sandbox_lives
+
+        if container.status() == "stopped" and not sandbox_lives(container.sandbox_dir):
+            found.append((f"container {container.id} (its machine is gone)",
+                          partial(delete, context, container, True)))
+    return found
+
+
+def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
+    """Sandboxes that no container record points to."""
+    from kata.teardown import destroy_sandbox
+
+    used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
+    top = f"{state.RUN_DIR}/sandboxes"
+    keys = sorted(os.listdir(top)) if os.path.isdir(top) else []
+    return [(f"sandbox {key} (no container is in it)", partial(destroy_sandbox, state.sandbox_dir(key)))
+            for key in keys if key not in used]
