@@ -274,7 +274,7 @@ def test_shared_namespaces_are_named(load: Bundles) -> None:
     (b'{"ociVersion": 1e999}', "ociVersion"),
     (b" " * (10 << 20), "larger than 4 MiB"),
     (b'{"x":"' + b"a" * (10 << 20) + b'"}', "larger than 4 MiB"),
-], ids=str)
+], ids=[f"file{i}" for i in range(13)])
 def test_hostile_file(folder: Path, data: bytes, text: str) -> None:
     (folder / "config.json").write_bytes(data)
     begin = time.monotonic()
@@ -286,12 +286,12 @@ def test_hostile_file(folder: Path, data: bytes, text: str) -> None:
 
 def test_large_but_allowed_file_is_quick(load: Bundles) -> None:
     begin = time.monotonic()
-    bundle = load(put("process.env", [f"V{i}=x" for i in range(200_000)]))
-    assert len(bundle.process["env"]) == 200_000 and time.monotonic() - begin < 5
+    bundle = load(put("process.env", [f"V{i}=x" for i in range(100_000)]))
+    assert len(bundle.process["env"]) == 100_000 and time.monotonic() - begin < 5
 
 
 def test_missing_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="Invalid bundle path '.*nosuch': no such file or directory") as e:
+    with pytest.raises(BundleError, match=r"Invalid bundle path '.*nosuch': no such file or directory") as e:
         oci.load(str(tmp_path / "nosuch"), "c1")
     assert e.value.kind == "bundle-path"
     with pytest.raises(BundleError, match=r"cannot read config.json: no such file"):
@@ -299,7 +299,7 @@ def test_missing_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="not a directory"):
         oci.load(str(tmp_path / "file"), "c1")
-    with pytest.raises(BundleError, match="null byte|Invalid bundle path"):
+    with pytest.raises(BundleError, match=r"null byte|Invalid bundle path"):
         oci.load("a\0b", "c1")
 
 
@@ -344,7 +344,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [p for k, v in items for p in [(value, k), *places(v)]]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), junk=st.lists(_junk, min_size=1, max_size=3), drop=st.booleans())
 def test_mutated_configuration_raises_only_our_errors(folder: Path, seed: int, junk: list[Any], drop: bool) -> None:
     config = copy.deepcopy(CONFIG)
