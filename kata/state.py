@@ -29,14 +29,14 @@ DEFAULT_ROOT = f"{RUN_DIR}/containers"
 # Legal status values, runtime-spec "State", plus the runtime's own "paused".
 STATUSES = ("creating", "created", "running", "paused", "stopped")
 
-_ID = re.compile(r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]*$")
+_ID = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]*")
 
 
 def check_id(container_id: str) -> str:
     """A container id that can be a file name, or :raise UsageError:."""
     if not container_id:
         raise UsageError("Missing container ID", kind="missing-id")
-    if len(container_id) > 255 or not _ID.match(container_id) or container_id in (".", ".."):
+    if len(container_id) > 255 or not _ID.fullmatch(container_id):
         raise UsageError(f"invalid container ID {container_id[:80]!r}",
                          "it must be at most 255 letters, digits, '_', '+', '.', '-' and start with none of '.-'")
     return container_id

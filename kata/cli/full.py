@@ -31,8 +31,9 @@ def _parameter(option: Option) -> click.Option:
 def _argument(argument: Argument) -> click.Argument:
     if argument.count == "*":
         return click.Argument([argument.key], nargs=-1, type=click.UNPROCESSED)
-    required = argument.count == "1"
-    return click.Argument([argument.key], required=required, default=None if required else argument.default)
+    if argument.count == "1":
+        return click.Argument([argument.key], required=True)
+    return click.Argument([argument.key], required=False, default=argument.default)
 
 
 def command(name: str, verb: Verb, callback: Callable[..., Any] | None = None) -> click.Command:
@@ -47,7 +48,8 @@ def command(name: str, verb: Verb, callback: Callable[..., Any] | None = None) -
 class Program(click.Command):
     """The program itself: global options, then a verb and its words, taken as they are."""
 
-    def __init__(self, program: str, verbs: Mapping[str, tuple[str, str]], options: Sequence[Option], help: str) -> None:
+    def __init__(self, program: str, verbs: Mapping[str, tuple[str, str]], options: Sequence[Option],
+                 help: str) -> None:
         words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARGS]...")
         super().__init__(program, params=[*map(_parameter, options), words], help=help,
                          context_settings={"help_option_names": ["--help", "-h"], "allow_interspersed_args": False})

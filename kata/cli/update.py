@@ -31,7 +31,8 @@ TEXTS = {"cpuset-cpus": ("cpu", "cpus"), "cpuset-mems": ("cpu", "mems")}
 VERB = Verb(
     "Change the resources of a container; the machine grows when they ask for more than it has.",
     Option("--resources", "-r", help="file with linux.resources as JSON, - for standard input", metavar="FILE"),
-    *(Option(f"--{name}", metavar="SIZE" if size else "N", help=".".join(path)) for name, (path, size) in FIELDS.items()),
+    *(Option(f"--{name}", metavar="SIZE" if size else "N", help=".".join(path))
+      for name, (path, size) in FIELDS.items()),
     *(Option(f"--{name}", metavar="LIST", help=".".join(path)) for name, path in TEXTS.items()),
     Option("--l3-cache-schema", help="refused: no Intel RDT in a virtual machine", metavar="TEXT"),
     Option("--mem-bw-schema", help="refused: no Intel RDT in a virtual machine", metavar="TEXT"),
