@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kata.errors import HostError
 from kata.network import netns
@@ -35,11 +35,12 @@ def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *
         listener.close()
 
 
-def start_shim(path: str, container: str, exec_id: str, *, terminal: bool, console_socket: str, network: int,
+def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, terminal: bool, console_socket: str, network: int,
                join_cgroup: Callable[[], None], console: str = "", foreground: bool = False,
                connection: int = -1) -> int:
     """Start a shim with the caller's stdio; return its pid.
 
+    :param args: the process's arguments: how the shim looks in ``ps``.
     :param connection: an open connection to the proxy that it goes on with.
     """
     def prepare() -> None:
@@ -47,7 +48,7 @@ def start_shim(path: str, container: str, exec_id: str, *, terminal: bool, conso
         netns.enter(network)
 
     argv = [sys.executable, "-I", "-S", SHIM, path, container, exec_id, "1" if terminal else "0", console_socket,
-            console, str(connection) if connection >= 0 else "-"]
+            console, str(connection) if connection >= 0 else "-", *args]
     stdio = (-1, -1, -1) if console_socket else (0, 1, 2)
     return spawn(argv, stdio=stdio, keep=[connection] if connection >= 0 else [], session=not foreground, cwd="/",
                  env=_environment(), before_exec=prepare)

@@ -160,7 +160,7 @@ class Creation:
         return network
 
     def _shim(self, network: int) -> int:
-        return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id,
+        return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id, self.bundle.args,
                           terminal=self.bundle.terminal, console_socket=self.console_socket, console=self.console,
                           foreground=self.foreground, network=network, join_cgroup=self.cgroup.join)
 

@@ -144,7 +144,7 @@ class Shim:
         received = [o.received for o in self.outputs.values()] + [0]
         self.send(wire.pack_json(wire.REQUEST, {
             "v": wire.VERSION, "op": "attach", "id": self.container, "exec_id": self.exec_id,
-            "offsets": [self.stdin_acked, received[0], received[1]], "terminal": self.terminal}))
+            "offsets": [self.stdin_acked, received[0], received[1]], "terminal": self.terminal, "pid": os.getpid()}))
         for offset, data in self.unacked:
             self.send(wire.pack_data(wire.STDIN, offset, data))
         if self.stdin_eof:
@@ -349,11 +349,30 @@ def open_console(console_socket: str) -> int:
     return slave
 
 
+def set_title(args: list[str]) -> None:
+    """Look like the process in ``ps``: engines show the command lines of the pids they are given.
+
+    The words are written over the program's own argument area, which held them
+    and more, so they fit.
+    """
+    with open("/proc/self/stat", "rb") as f:
+        fields = f.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: proc(5), fields 48 and 49
+    text = b"\0".join(os.fsencode(arg) for arg in args)[: end - start - 1]
+    try:
+        with open("/proc/self/mem", "r+b", buffering=0) as f:
+            f.seek(start)
+            f.write(text.ljust(end - start, b"\0"))
+    except OSError:
+        pass  # only how it looks
+
+
 def main(argv: list[str]) -> int:
-    """``shim.py PATH CONTAINER EXEC-ID TERMINAL CONSOLE-SOCKET CONSOLE CONNECTION-FD``."""
-    path, container, exec_id, terminal, console_socket, console, connection = argv
+    """``shim.py PATH CONTAINER EXEC-ID TERMINAL CONSOLE-SOCKET CONSOLE CONNECTION-FD ARGS...``."""
+    path, container, exec_id, terminal, console_socket, console, connection = argv[:7]
     with open("/proc/self/comm", "w") as f:
         f.write("kata-shim")
+    set_title(argv[7:])
     tty_fd = -1
     if console_socket:
         tty_fd = open_console(console_socket)

@@ -65,7 +65,7 @@ def run(context: Context, args: Namespace) -> int:
         client.request("exec", timeout=120, id=container.id, exec_id=exec_id, process=process, extras=extras,
                        ignore_paused=args["ignore_paused"])
         if args["detach"] or args["console_socket"] or args["pid_file"]:
-            return _by_shim(context, args, container, client, exec_id, terminal)
+            return _by_shim(args, container, client, exec_id, process)
         return _here(container, client, exec_id, terminal, args["console"])
 
 
@@ -132,16 +132,17 @@ def _cgroup(paths: tuple[str, ...]) -> str:
     return paths[0].strip("/")
 
 
-def _by_shim(context: Context, args: Namespace, container: state.Container, client: Client, exec_id: str,
-             terminal: bool) -> int:
+def _by_shim(args: Namespace, container: state.Container, client: Client, exec_id: str,
+             process: dict[str, Any]) -> int:
     from kata import cgroups
     from kata.daemons import start_shim, write_pid_file
     from kata.spawn import reap
 
+    terminal = bool(process.get("terminal"))
     network = os.open(f"/proc/{container.record['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pid = start_shim(
-            container.proxy_socket, container.id, exec_id, terminal=terminal, network=network,
+            container.proxy_socket, container.id, exec_id, process["args"], terminal=terminal, network=network,
             console_socket=os.path.abspath(args["console_socket"]) if args["console_socket"] else "",
             join_cgroup=cgroups.at(container.record["cgroup"]).join, foreground=not args["detach"],
             connection=client.sock.fileno())

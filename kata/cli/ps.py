@@ -1,4 +1,9 @@
-"""``ps``: the processes of a container, as the guest sees them."""
+"""``ps``: the processes of a container.
+
+The table is what the guest's ps shows.  JSON is what engines ask for, to look
+the pids up on the host: those of the shims, which bear the command lines of
+their processes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from kata.cli.table import Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "List the processes of a container. Options after the id are ps's own, -ef by default.",
-    Option("--format", "-f", choices=("table", "json"), default="table", help="table or json (pids only)"),
+    Option("--format", "-f", choices=("table", "json"), default="table", help="table of the guest's processes, or json: pids on the host"),
     arguments=[Argument("id"), Argument("args", "*")],
     passthrough=True,
 )

@@ -25,7 +25,7 @@ class Document(NamedTuple):
 
     def place(self, table: str, key: str = "") -> str:
         """``FILE:LINE`` of a key or, without one, of a table's header."""
-        line = self.lines.get((table, key)) or self.lines.get((table, ""))
+        line = self.lines.get((table, key)) or self.lines.get((table, "")) or self.lines.get(("", table))
         return f"{self.path}:{line}" if line else self.path
 
 
@@ -43,9 +43,10 @@ def read(path: str) -> Document:
         raise
     except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read {path}: {_reason(e)}") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigError(f"cannot read {path}: it is not a regular file")
     with os.fdopen(fd, "rb") as f:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ConfigError(f"cannot read {path}: it is not a regular file")
         raw = f.read(MAX_SIZE + 1)
     if len(raw) > MAX_SIZE:
         raise ConfigError(f"{path} is larger than {MAX_SIZE >> 20} MiB")

@@ -39,7 +39,7 @@ HYPERVISOR: Table = {
     "accelerator": Key(choice("auto", "kvm", "tcg"), "accelerator"),
     "kernel_params": Key(words, "kernel_params", annotation=True),
     "cpu_features": Key(text, "cpu_features", annotation=True),
-    "default_vcpus": Key(integer(-1, 1024), "default_vcpus", annotation=True),
+    "default_vcpus": Key(integer(-1024, 1024), "default_vcpus", annotation=True),
     "default_maxvcpus": Key(integer(0, 1024), "default_maxvcpus", annotation=True),
     "default_bridges": Key(integer(0, 5), "default_bridges"),
     "default_memory": Key(integer(64), "default_memory", annotation=True),
@@ -111,14 +111,15 @@ AGENT: Table = {
 
 RUNTIME: Table = {
     "enable_debug": Key(boolean, "debug_runtime"),
-    "internetworking_model": Key(choice("tcfilter", "macvtap", "none", aliases={"default": "tcfilter"}),
+    "internetworking_model": Key(choice("tcfilter", "macvtap", "bridged", "none", aliases={"default": "tcfilter"}),
                                  "internetworking_model", annotation=True),
     "disable_guest_seccomp": Key(boolean, "disable_guest_seccomp", annotation=True),
     "disable_new_netns": Key(boolean, "disable_new_netns", annotation=True),
     "sandbox_cgroup_only": Key(boolean, "sandbox_cgroup_only", annotation=True),
     "enable_agent_pidns": Key(boolean, "enable_agent_pidns"),
-    "experimental": Key(strings, "experimental", refused="there are no experimental features", neutral=((),),
-                        annotation=True),
+    # "newstore" was Kata 1.10's name for what is the only way here: one versioned state file.
+    "experimental": Key(strings, "experimental", refused="there are no experimental features",
+                        neutral=((), ("newstore",)), annotation=True),
     "enable_tracing": Key(boolean, refused=_NO_TRACING, neutral=(False,)),
 }
 

@@ -36,8 +36,11 @@ class Host:
     def read(self, path: str, limit: int) -> bytes:
         """At most ``limit`` bytes of a regular file; nothing of anything else."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return b""
         with os.fdopen(fd, "rb") as f:
-            return f.read(limit) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+            return f.read(limit)
 
     def block_device(self, major: int, minor: int) -> str:
         """Path of a block device that has a size, "" if the host has none by this number."""

@@ -183,9 +183,10 @@ def read(path: str, name: str, *, stream: bool = False) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if stream else os.O_NONBLOCK))
     except (OSError, ValueError) as e:
         raise BundleError(f"cannot read {name}: {reason(e)}") from e
+    if not stream and not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BundleError(f"cannot read {name}: it is not a regular file")
     with os.fdopen(fd, "rb") as f:
-        if not stream and not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise BundleError(f"cannot read {name}: it is not a regular file")
         try:
             data = f.read(MAX_SIZE + 1)
         except OSError as e:

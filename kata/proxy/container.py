@@ -28,6 +28,7 @@ class Container:
     record: state.Container
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     processes: dict[str, asyncio.Future[int]] = field(default_factory=dict)
+    shims: dict[str, int] = field(default_factory=dict)  #: exec id -> host pid of the shim attached
     disks: list[str] = field(default_factory=list)
     ooms: int = 0  #: how often the guest's kernel killed for lack of memory
     _oom: asyncio.Event = field(default_factory=asyncio.Event)

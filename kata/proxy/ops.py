@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -113,10 +114,11 @@ class Operations:
                 attachment.on_stdin(offset, data, bool(flags & wire.EOF))
 
         connection.frames = on_frame
-        self.sandbox.spawn(self._attached(connection, attachment))
+        self.sandbox.find(container_id).shims[exec_id] = r["pid"]
+        self.sandbox.spawn(self._attached(connection, attachment, r["pid"]))
         return {}
 
-    async def _attached(self, connection: Connection, attachment: Attachment) -> None:
+    async def _attached(self, connection: Connection, attachment: Attachment, shim: int) -> None:
         container = self.sandbox.find(attachment.container)
         ended = container.processes[attachment.exec_id]
         delivered = asyncio.Event()
@@ -140,6 +142,8 @@ class Operations:
         finally:
             pump.cancel()
             closed.cancel()
+            if container.shims.get(attachment.exec_id) == shim:
+                del container.shims[attachment.exec_id]
             if attachment.exec_id != attachment.container and ended.done():
                 await self.sandbox.release(attachment.container, attachment.exec_id)
 
@@ -163,7 +167,11 @@ class Operations:
     # --- looking and changing ------------------------------------------------------------------
 
     async def op_ps(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
-        self.sandbox.find(r["id"]).require("list the processes of", "created", "running", "paused")
+        container = self.sandbox.find(r["id"])
+        container.require("list the processes of", "created", "running", "paused")
+        if r["format"] == "json":
+            # Engines look these pids up on the host.
+            return {"text": json.dumps(sorted(container.shims.values()))}
         reply = await self.sandbox.agent.agent("ListProcesses", agent_pb2.ListProcessesRequest(
             container_id=r["id"], format=r["format"], args=r["args"]))
         return {"text": reply.process_list.decode(errors="replace")}

@@ -113,7 +113,8 @@ class Machine:
         bus = self._bus(name)
         try:
             await self.qmp.give_fd(f"tap-{name}", tap)
-            await self.qmp.execute("netdev_add", {"type": "tap", "id": f"net-{name}", "fd": f"tap-{name}", "vhost": False})
+            await self.qmp.execute("netdev_add", {
+                "type": "tap", "id": f"net-{name}", "fd": f"tap-{name}", "vhost": False})
             try:
                 await self.qmp.execute("device_add", {
                     "driver": "virtio-net-pci", "id": name, "netdev": f"net-{name}", "mac": mac, "romfile": "", **bus})
@@ -203,7 +204,8 @@ class Machine:
         size = -(-mib // MEMORY_BLOCK) * MEMORY_BLOCK
         taken = len(await self.qmp.execute("query-memory-devices"))
         name = f"dimm{taken}"
-        await self.qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": f"ram-{name}", "size": size << 20})
+        await self.qmp.execute("object-add", {
+            "qom-type": "memory-backend-ram", "id": f"ram-{name}", "size": size << 20})
         try:
             await self.qmp.execute("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"ram-{name}"})
         except BaseException:
