@@ -37,7 +37,8 @@ def test_open_path(home_netns: int, tmp_path: Path) -> None:
     os.close(fd)
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "fifo")
-    for bad, why in (("file", "not a network namespace"), ("fifo", "not a network namespace"), ("none", "No such file")):
+    other = "not a network namespace"
+    for bad, why in (("file", other), ("fifo", other), ("none", "No such file")):
         with pytest.raises(BundleError, match=why):
             netns.open_path(str(tmp_path / bad))
     with pytest.raises(BundleError, match="not a network namespace"):

@@ -130,7 +130,7 @@ def test_later_mounts(engine: Path, share: ShareRoot, propagation: str) -> None:
 def test_sources_that_cannot_be(engine: Path) -> None:
     (engine / "file").touch()
     for source in ("none", "file/x"):
-        with pytest.raises(BundleError, match="mount /x: source .* does not exist"):
+        with pytest.raises(BundleError, match=r"mount /x: source .* does not exist"):
             clone_mount(str(engine / source), "mount /x")
     with pytest.raises(BundleError, match="null"):
         clone_mount("a\0b", "mount /x")

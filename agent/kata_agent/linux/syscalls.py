@@ -224,8 +224,8 @@ def _check(result: int, call: str, *paths: Path | None) -> int:
     if result >= 0:
         return result
     code = ctypes.get_errno()
-    names: list[str | None] = [os.fsdecode(p) if p is not None else None for p in paths]
-    first, second = (names + [None, None])[:2]
+    names = [os.fsdecode(p) if p is not None else None for p in paths]
+    first, second = [*names, None, None][:2]
     raise OSError(code, f"{call}: {os.strerror(code)}", first, None, second)
 
 
