@@ -7,8 +7,8 @@ from typing import NamedTuple
 from kata.contract import InvocationOptions, MachinePlan, RuntimeConfig
 from kata.errors import ConfigError, HostError
 
-#: PCI ports for interfaces and disks that come later; pcie_root_port raises it.
-HOTPLUG_PORTS = 8
+#: At most this many PCI ports for interfaces and disks that come later: q35 has 32 slots in all.
+MAX_PORTS = 20
 TCG_CACHE = 32  #: MiB; measured: 16 costs nothing visible, 8 thrashes
 
 #: ``erms`` promises fast "rep movsb", which TCG does byte by byte.
@@ -31,15 +31,24 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, config: RuntimeConfig, options: InvocationOptions) -> Size:
         vcpus = default_vcpus(config, options.host_cpus)
-        return cls(vcpus, max(vcpus, config.default_maxvcpus or options.host_cpus),
+        return cls(vcpus, max(vcpus, min(config.default_maxvcpus or options.host_cpus, options.host_cpus)),
                    config.default_memory, max(config.default_memory, options.host_memory))
 
 
 def default_vcpus(config: RuntimeConfig, host_cpus: int) -> int:
-    """Kata's rule: below 0 is all of the host's, 0 is one."""
+    """Kata's rule: below 0, or more than there are, is all of the host's; 0 is one."""
     if config.default_vcpus < 0:
         return host_cpus
-    return config.default_vcpus or 1
+    return min(config.default_vcpus or 1, host_cpus)
+
+
+def hotplug_ports(config: RuntimeConfig) -> int:
+    """Ports for devices that come later.
+
+    Kata's bridges take many devices each; a port takes one, so a bridge counts
+    for four ports.
+    """
+    return min(max(4 + 4 * config.default_bridges, config.extra.get("pcie_root_port", 0)), MAX_PORTS)
 
 
 def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: int, memory: int) -> MachinePlan:
@@ -66,7 +75,7 @@ def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: i
         memory=min(size.default_memory + memory, size.max_memory), max_memory=size.max_memory,
         memory_slots=config.memory_slots, kernel=kernel, initrd=initrd, image=image, firmware=config.firmware,
         kernel_params=(*params, *config.kernel_params),
-        hotplug_ports=max(HOTPLUG_PORTS, config.extra.get("pcie_root_port", 0)),
+        hotplug_ports=hotplug_ports(config),
         block_driver=config.block_device_driver, iothreads=config.enable_iothreads,
         prealloc=config.enable_mem_prealloc, hugepages=config.enable_hugepages,
         # Memory is locked only where it is taken at once anyway.
