@@ -66,7 +66,7 @@ def load(name: str, origin: str = "") -> Backend:
     found: object
     try:
         # Without a load-failure callback a DriverManager raises what the import raised.
-        found = DriverManager(GROUP, name, invoke_on_load=False, warn_on_missing_entrypoint=False).driver
+        found = DriverManager(GROUP, name, invoke_on_load=False).driver
     except NoMatches as e:
         from kata.config import nearest
 
