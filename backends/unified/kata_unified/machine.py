@@ -48,7 +48,8 @@ def hotplug_ports(config: RuntimeConfig) -> int:
     Kata's bridges take many devices each; a port takes one, so a bridge counts
     for four ports.
     """
-    return min(max(4 + 4 * config.default_bridges, config.extra.get("pcie_root_port", 0)), MAX_PORTS)
+    root_ports: int = config.extra.get("pcie_root_port", 0)
+    return min(max(4 + 4 * config.default_bridges, root_ports), MAX_PORTS)
 
 
 def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: int, memory: int) -> MachinePlan:
