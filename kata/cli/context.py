@@ -90,6 +90,7 @@ class Context:
             host_cpus=facts.cpus,
             host_memory=facts.memory,
             kvm_usable=facts.kvm_usable,
+            tsc_khz=facts.tsc_khz,
             kernel_asset=store.selected_path("kernel"),
             initrd_asset=store.selected_path("initrd"),
             image_asset=store.selected_path("image"),

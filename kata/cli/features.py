@@ -19,7 +19,7 @@ def run(context: Context, args: Namespace) -> int:
 def features() -> dict[str, object]:
     """The structure; every name in it is accepted in a config.json and carried out in the guest."""
     from kata.build import COMMIT
-    from kata.guestspec.mounts import FLAGS as MOUNT_OPTIONS
+    from kata.guestspec.mounts import OPTIONS as MOUNT_OPTIONS
     from kata.oci import HOOKS, schema
     from kata_agent.linux.capability import NAMES as CAPABILITIES
 

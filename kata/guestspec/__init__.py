@@ -38,8 +38,8 @@ class GuestSpec(NamedTuple):
     """The parts of a :class:`~kata.contract.ContainerPlan` that any flavor needs.
 
     Of the storages, ``ephemeral`` is a tmpfs that exists once in a sandbox,
-    whoever asks first; the source of a ``blk`` is the serial of a disk in
-    ``extras["block_devices"]``.  Namespaces in ``spec`` have no paths: which
+    whoever asks first; the source of a ``blk`` is ``serial:`` and that of a
+    disk in ``extras["block_devices"]``.  Namespaces in ``spec`` have no paths: which
     container a ``Bundle.join`` path belongs to, only the engine knows.
     """
 

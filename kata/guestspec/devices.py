@@ -80,7 +80,7 @@ class Devices:
         device = {"fileMode": stat.S_IMODE(found.st_mode), "uid": found.st_uid, "gid": found.st_gid}
         disk = self.attach(source, number, destination, read_only, device)
         if storage is not None:
-            storage["source"] = disk.serial
+            storage["source"] = f"serial:{disk.serial}"
 
     def attach(self, source: str, number: tuple[int, int], path: str, read_only: bool,
                device: Mapping[str, Any]) -> Disk:

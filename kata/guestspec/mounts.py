@@ -41,7 +41,7 @@ GUEST_TYPES = frozenset((
     "debugfs", "tracefs", "securityfs", "bpf", "fusectl", "configfs", "binfmt_misc", "pstore"))
 DISK_TYPES = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "erofs", "squashfs", "vfat", "iso9660"))
 
-FLAGS = frozenset((
+_FLAGS = frozenset((
     "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
     "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
     "nosuid", "nosymfollow", "rbind", "relatime", "remount", "ro", "rw", "silent", "strictatime", "suid", "symfollow",
@@ -50,7 +50,8 @@ _PROPAGATION = frozenset(p + k for p in ("", "r") for k in ("private", "shared",
 _RECURSIVE = frozenset("r" + k for k in (
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "nodiratime", "diratime", "relatime",
     "norelatime", "noatime", "atime", "strictatime", "nostrictatime", "nosymfollow", "symfollow"))
-_KNOWN = FLAGS | _PROPAGATION | _RECURSIVE | {"idmap", "ridmap", "tmpcopyup"}
+#: All that a bind mount may have.
+OPTIONS = _FLAGS | _PROPAGATION | _RECURSIVE | {"idmap", "ridmap", "tmpcopyup"}
 
 #: Devices that behave the same in every Linux, so that no one needs to be told.
 _PLAIN_DEVICES = frozenset(f"/dev/{d}" for d in ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"))
@@ -86,7 +87,7 @@ class Mounts:
         options = list(mount.get("options", ()))
         kind = mount.get("type", "")
         if "bind" in options or "rbind" in options or kind == "bind":
-            unknown = [o for o in options if o not in _KNOWN]
+            unknown = [o for o in options if o not in OPTIONS]
             if unknown:
                 raise BundleError(f"config.json: {at}.options: unknown option {unknown[0]!r} of a bind mount")
             if "bind" not in options and "rbind" not in options:

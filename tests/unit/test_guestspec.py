@@ -248,7 +248,7 @@ def test_block_device_bind_and_file_system(make: Build) -> None:
     guest = make(FakeHost({"/dev/sdc": disk}),
                  [{"destination": "/m", "type": "ext4", "source": "/dev/sdc", "options": ["noatime"]}])
     (storage,) = guest.storages
-    assert storage == {"driver": "blk", "source": "blk-8-32", "fstype": "ext4", "options": ["noatime"],
+    assert storage == {"driver": "blk", "source": "serial:blk-8-32", "fstype": "ext4", "options": ["noatime"],
                        "mount_point": storage["mount_point"]}
     assert guest.spec["mounts"][0]["source"] == storage["mount_point"] and guest.disks[0].container_path == ""
 
