@@ -46,7 +46,7 @@ def collect(context: Context) -> dict[str, Any]:
             "Debug": config.debug_runtime,
             "Path": os.path.abspath(sys.argv[0]),
             "Version": {"Semver": __version__, "Commit": COMMIT, "OCI": OCI_VERSION},
-            "Config": {"Paths": list(config.sources)},
+            "Config": {"Paths": list(config.sources), "Notes": list(config.extra.get("notes", ()))},
         },
         "Hypervisor": {
             "Path": config.qemu_path,

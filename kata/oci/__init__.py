@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 #: Bytes a configuration may have: all of it has to fit one message to the guest.
 MAX_SIZE = 4 << 20
-SPEC_VERSION = "1.2.1"  #: of the runtime-spec
 HOOKS = schema.HOOKS
 
 

@@ -1,0 +1,202 @@
+"""Architecture as a test: who may import whom, and the one gate of each heavy library.
+
+Imports go downward only.  A module may import units of lower layers, its own
+unit, and what ``BESIDE`` allows with a reason.  Imports for type checkers alone
+(``if TYPE_CHECKING``) do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[2]
+ROOTS = {"kata": HERE / "kata", "kata_agent": HERE / "agent" / "kata_agent",
+         **{p.name: p for p in (HERE / "backends").glob("*/kata_*") if p.is_dir() and p.suffix == ""}}
+
+#: The table.  A unit is a module or a package with all that is in it.
+LAYERS = [
+    # 0: nothing of ours below
+    ["kata.errors", "kata.log", "kata.build", "kata_agent.linux"],
+    # 1: data, files, processes
+    ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
+     "kata.process", "kata.spawn"],
+    # 2: one host facility each
+    ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
+     "kata.hooks"],
+    # 3: policy; see BACKENDS
+    ["kata_unified", "kata_clear", "kata_runv"],
+    # 4: making and ending a sandbox
+    ["kata.agent_client", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.sandbox"],
+    # 5: programs
+    ["kata.cli", "kata.shim", "kata.proxy"],
+]
+#: Imports within a layer, and why.
+BESIDE = {
+    ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
+    ("kata.guestspec", "kata.seccomp"): "a plan holds the compiled filter",
+    ("kata.sandbox", "kata.loader"): "a record names the backend's class",
+    ("kata.sandbox", "kata.daemons"): "it starts them",
+    ("kata.sandbox", "kata.teardown"): "it undoes a failed creation",
+    ("kata.sandbox", "kata.revive"): "a container may join a sandbox whose proxy is gone",
+    ("kata.revive", "kata.daemons"): "it starts a proxy",
+    ("kata.cli", "kata.shim"): "run and exec in the foreground are their own shim",
+}
+#: What a backend may import of the project: policy needs no machinery.
+BACKENDS = {"kata.errors", "kata.contract", "kata.oci", "kata.config", "kata.guestspec"}
+
+#: Heavy or dangerous module -> units that may import it.
+GATES = {
+    "stevedore": {"kata.loader"},
+    "grpc": {"kata.proxy.grpc_gate"},
+    "qemu": {"kata.vm.qmp"},
+    "tomli": {"kata.config.document"},
+    "tomllib": set(),
+    "google": {"kata.agent_client", "kata.proxy", "kata_agent"},
+    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata_agent"},
+    "asyncio": {"kata.agent_client", "kata.proxy", "kata.vm"},
+    "subprocess": {"kata.process"},
+    "multiprocessing": set(),
+    "click": {"kata.cli"},
+    "ctypes": {"kata.seccomp", "kata_agent.linux", "kata_agent.seccomp"},
+}
+#: Function -> units that may call it.
+CALLS = {
+    "os.fork": {"kata.spawn", "kata.shim", "kata_agent"},
+    "os.posix_spawn": {"kata.shim"},
+    "os.system": set(),
+    "os.popen": set(),
+    "sys.exit": {"kata.cli", "kata.shim", "kata.proxy.__main__", "kata.revive", "kata_agent"},
+    "time.sleep": {"kata.cgroups"},  # cgroup v1 tells nobody when it is empty
+}
+MAX_LINES = 550
+#: Parts of the agent that the host uses.
+SHARED = {"kata_agent.linux", "kata_agent.protocol"}
+
+
+def sources() -> dict[str, Path]:
+    """Module name -> file, of all our packages but generated code."""
+    found = {}
+    for top, folder in ROOTS.items():
+        for file in folder.rglob("*.py"):
+            if file.stem.endswith(("_pb2", "_pb2_grpc")):
+                continue
+            parts = file.relative_to(folder).with_suffix("").parts
+            found[".".join((top, *(p for p in parts if p != "__init__")))] = file
+    return found
+
+
+SOURCES = sources()
+
+
+def within(module: str, units: set[str] | list[str]) -> str:
+    """The unit that a module belongs to, "" if none."""
+    return next((u for u in units if module == u or module.startswith(u + ".")), "")
+
+
+def layer_of(module: str) -> tuple[int, str]:
+    """(layer, unit) of a module; -1 if the table lacks it."""
+    for number, units in enumerate(LAYERS):
+        unit = within(module, units)
+        if unit:
+            return number, unit
+    return -1, module
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from nodes(child)
+
+
+@functools.cache
+def tree(module: str) -> list[ast.AST]:
+    return list(nodes(ast.parse(SOURCES[module].read_text())))
+
+
+def imports(module: str) -> Iterator[tuple[int, str]]:
+    """(line, imported module) of every import, also those inside functions."""
+    for node in tree(module):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield node.lineno, name.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{module}: relative import"
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                is_module = full in SOURCES or node.module in ("kata_agent", "kata_agent.protocol", "google")
+                yield node.lineno, full if is_module else node.module
+
+
+def calls(module: str) -> Iterator[tuple[int, str]]:
+    """(line, ``module.function``) of every call in that form."""
+    for node in tree(module):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if isinstance(node.func.value, ast.Name):
+                yield node.lineno, f"{node.func.value.id}.{node.func.attr}"
+
+
+def check(module: str, target: str) -> str:
+    """Why a module may not import ``target``, "" if it may."""
+    gate = within(target, list(GATES))
+    if gate and not within(module, GATES[gate]):
+        return f"only {', '.join(sorted(GATES[gate])) or 'nothing'} may import {gate}"
+    if target.partition(".")[0] not in ROOTS or target == "kata":
+        return ""
+    if module.startswith("kata_agent"):
+        return "" if target.startswith("kata_agent") else "the agent knows nothing of the host"
+    if target.startswith("kata_agent") and not within(target, SHARED):
+        return "host and guest share kata_agent.linux and kata_agent.protocol only"
+    (layer, unit), (below, other) = layer_of(module), layer_of(target)
+    if layer == 3 and other != unit:
+        return "" if within(target, BACKENDS) else f"a backend may import {', '.join(sorted(BACKENDS))}"
+    if within(target, SHARED) or unit == other or (below < layer and below != 3) or (unit, other) in BESIDE:
+        return ""
+    return f"{unit} (layer {layer}) may not import {other} (layer {below})"
+
+
+def test_imports_go_downward() -> None:
+    wrong = [f"{SOURCES[module].relative_to(HERE)}:{line}: imports {target}: {why}"
+             for module in sorted(SOURCES) for line, target in imports(module) if (why := check(module, target))]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_processes_have_few_doors() -> None:
+    wrong = [f"{SOURCES[module].relative_to(HERE)}:{line}: only {sorted(CALLS[name]) or 'nothing'} may call {name}"
+             for module in sorted(SOURCES) for line, name in calls(module)
+             if name in CALLS and not within(module, CALLS[name])]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_every_module_is_in_the_table() -> None:
+    missing = [m for m in SOURCES if not m.startswith("kata_agent") and m != "kata" and layer_of(m)[0] < 0]
+    assert not missing, f"add to LAYERS: {missing}"
+
+
+def test_the_table_has_no_dead_lines() -> None:
+    """Exceptions that nothing uses any more are removed."""
+    used = {(layer_of(m)[1], layer_of(t)[1]) for m in SOURCES for _line, t in imports(m)}
+    assert not set(BESIDE) - used
+
+
+@pytest.mark.parametrize(("module", "target"), [
+    ("kata.oci", "kata.state"), ("kata.vm.argv", "kata.storage.share"), ("kata_unified.backend", "kata.vm.argv"),
+    ("kata_unified.backend", "kata_clear"), ("kata.sandbox", "kata.cli"), ("kata.cli.state", "grpc"),
+    ("kata.loader", "kata_unified"), ("kata_agent.server", "kata.errors"), ("kata.cli.run", "kata_agent.container"),
+    ("kata.config.keys", "tomli"), ("kata.storage.clone", "kata_agent.protocol.agent_pb2"),
+])
+def test_the_table_forbids(module: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ROOTS, "kata_clear", HERE)
+    assert check(module, target)
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    long = {m: n for m, file in SOURCES.items() if (n := len(file.read_text().splitlines())) > MAX_LINES}
+    assert not long, f"split: {long}"
