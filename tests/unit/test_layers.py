@@ -138,9 +138,10 @@ def imports(module: str) -> Iterator[tuple[int, str]]:
 def calls(module: str) -> Iterator[tuple[int, str]]:
     """(line, ``module.function``) of every call in that form."""
     for node in tree(module):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if isinstance(node.func.value, ast.Name):
-                yield node.lineno, f"{node.func.value.id}.{node.func.attr}"
+        if isinstance(node, ast.Call):
+            match node.func:
+                case ast.Attribute(value=ast.Name(id=module_name), attr=function):
+                    yield node.lineno, f"{module_name}.{function}"
 
 
 def check(module: str, target: str) -> str:
