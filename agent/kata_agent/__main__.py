@@ -1,0 +1,95 @@
+"""Start of the agent: ``python3 -I -S -m kata_agent`` as PID 1 of a guest.
+
+With words of the form ``agent.KEY=VALUE`` as arguments it takes these for the
+kernel command line and leaves the machine as it is: for development, in
+namespaces of its own (``unshare --pid --fork --mount --mount-proc``).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+
+from kata_agent import boot, log
+from kata_agent.boot import Clock
+from kata_agent.channel import Channel
+from kata_agent.linux import syscalls as sc
+from kata_agent.loop import Loop
+from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2
+from kata_agent.sandbox import Sandbox
+from kata_agent.server import Server
+from kata_agent.services import agent, guest, health
+from kata_agent.settings import Settings
+
+
+def main() -> int:
+    """Serve until the machine is switched off."""
+    clock = Clock()
+    settings = Settings()
+    words = sys.argv[1:]
+    loop = Loop()
+    if words:
+        settings.add(words)
+        log.setup(2, settings.log_level)
+        cgroup = boot.CGROUP if sc.statfs_type(boot.CGROUP) == sc.CGROUP2_SUPER_MAGIC else ""
+        signal.signal(signal.SIGTERM, lambda _signum, _frame: loop.stop())
+    else:
+        cgroup = boot.guest(settings, clock)
+    for warning in settings.warnings:
+        log.warning(warning)
+    serve(loop, settings, clock, cgroup)
+    return 0
+
+
+def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
+    """Open the channel and answer requests."""
+    loop.catch_children()
+    sandbox = Sandbox(loop, settings, cgroup)
+    sandbox.setup()
+    if not cgroup:
+        sandbox.lacks("cgroup2", "it is not mounted")
+    sandbox.boot_nsec = clock.phases
+    clock.mark("sandbox")
+    token = settings.token
+    if not token:
+        log.warning("no agent.channel_token: the host cannot open the channel")
+        token = os.urandom(32)
+    channel = Channel(loop, token)
+    server = Server(loop, channel.send)
+    channel.on_frame, channel.on_reset = server.on_frame, server.reset
+    for module, files, handlers in (
+        (health, health_pb2.DESCRIPTOR, health.Health()),
+        (agent, agent_pb2.DESCRIPTOR, agent.AgentService(sandbox)),
+        (guest, guest_pb2.DESCRIPTOR, guest.Guest(sandbox)),
+    ):
+        server.register([files], module.SERVICE, handlers)
+    _open(loop, sandbox, channel, clock)
+    # What lives now lives for ever: children need not copy its pages because a collector marks objects in them.
+    gc.collect()
+    gc.freeze()
+    loop.run()
+
+
+def _open(loop: Loop, sandbox: Sandbox, channel: Channel, clock: Clock) -> None:
+    kind, _, where = sandbox.settings.channel.partition(":")
+    if kind == "unix":
+        channel.listen(where)
+        clock.mark("channel")
+        return
+
+    def found(path: str | None) -> None:
+        if path is None:
+            log.error(f"there is no virtio-serial port {where}")
+            loop.stop()
+            return
+        channel.open_port(path)
+        clock.mark("channel")
+        log.info("serving")
+
+    sandbox.uevents.wait(lambda: boot.find_port(where), 60.0, found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

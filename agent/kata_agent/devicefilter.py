@@ -1,0 +1,138 @@
+"""Device rules of a container as a BPF program on its cgroup.
+
+cgroup v2 has no device files: a program of type BPF_PROG_TYPE_CGROUP_DEVICE
+is asked at every open(2) and mknod(2) of a device (bpf-helpers(7); its context
+is struct bpf_cgroup_dev_ctx: access and type, major, minor).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable, Sequence
+
+from kata_agent import log
+from kata_agent.errors import invalid
+from kata_agent.linux import syscalls as sc
+from kata_agent.protocol import oci_pb2
+
+_TYPE_BLOCK, _TYPE_CHAR = 1, 2
+_ACCESS = {"m": 1, "r": 2, "w": 4}
+_MAX_RULES = 512
+
+# Opcodes of eBPF (kernel: Documentation/bpf/instruction-set.rst).
+_LDX_W, _ALU32_AND, _ALU32_RSH, _MOV32, _MOV_IMM, _EXIT = 0x61, 0x54, 0x74, 0xBC, 0xB7, 0x95
+_JNE_IMM, _JNE_REG, _JEQ_IMM = 0x55, 0x5D, 0x15
+
+
+class Rule:
+    """One rule; -1 for any number, "a" for both kinds."""
+
+    __slots__ = ("access", "allow", "kind", "major", "minor")
+
+    def __init__(self, allow: bool, kind: str, major: int, minor: int, access: str) -> None:
+        self.allow = allow
+        self.kind = kind
+        self.major = major
+        self.minor = minor
+        self.access = access
+
+
+#: What every container may use, whatever its rules (config-linux.md, "Default Devices").
+DEFAULTS = (
+    Rule(True, "c", -1, -1, "m"), Rule(True, "b", -1, -1, "m"),
+    *(Rule(True, "c", major, minor, "rwm") for major, minor in (
+        (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1))),
+)
+
+
+def from_spec(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> list[Rule]:
+    """The rules of linux.resources.devices, checked.
+
+    0:0 is what Kata 1.x sends for a rule without numbers ("a" rules only).
+
+    :raise AgentError: INVALID_ARGUMENT.
+    """
+    rules = []
+    for device in devices:
+        kind = device.Type or "a"
+        if kind not in ("a", "b", "c"):
+            raise invalid(f"device rule of unknown type {device.Type!r}")
+        if set(device.Access) - set(_ACCESS):
+            raise invalid(f"device rule with unknown access {device.Access!r}")
+        numbers = (device.Major, device.Minor)
+        if kind == "a" and numbers == (0, 0):
+            numbers = (-1, -1)
+        if not all(-1 <= number < 1 << 31 for number in numbers):
+            raise invalid(f"device rule for {device.Major}:{device.Minor}, which is no device number")
+        rules.append(Rule(device.Allow, kind, *numbers, device.Access or "rwm"))
+    if len(rules) > _MAX_RULES:
+        raise invalid(f"more than {_MAX_RULES} device rules")
+    return rules
+
+
+def program(rules: Sequence[Rule]) -> bytes:
+    """The BPF program: the last rule that matches decides, nothing matches = denied.
+
+    An allow rule matches when it covers all of the access that is asked for, a
+    deny rule when it covers any of it.
+    """
+    code = [
+        _insn(_LDX_W, 2, 1, 0),  # r2 = type | access << 16
+        _insn(_MOV32, 3, 2),
+        _insn(_ALU32_AND, 2, imm=0xFFFF),  # r2 = type
+        _insn(_ALU32_RSH, 3, imm=16),  # r3 = access
+        _insn(_LDX_W, 4, 1, 4),  # r4 = major
+        _insn(_LDX_W, 5, 1, 8),  # r5 = minor
+    ]
+    for rule in reversed(rules):
+        code += _rule(rule)
+        if rule.kind == "a" and rule.major < 0 and rule.minor < 0 and set(rule.access) == set(_ACCESS):
+            break  # nothing comes past it; the verifier refuses code that cannot be reached
+    else:
+        code += [_insn(_MOV_IMM, 0, imm=0), _insn(_EXIT)]
+    return b"".join(code)
+
+
+def _rule(rule: Rule) -> list[bytes]:
+    mask = sum(_ACCESS[letter] for letter in set(rule.access))
+    tests: list[tuple[int, int, int, int]] = []  # (opcode, register, other register, immediate): leaves if true
+    if rule.kind != "a":
+        tests.append((_JNE_IMM, 2, 0, _TYPE_BLOCK if rule.kind == "b" else _TYPE_CHAR))
+    setup: list[bytes] = []
+    if mask != 7:
+        setup = [_insn(_MOV32, 1, 3), _insn(_ALU32_AND, 1, imm=mask)]
+        tests.append((_JNE_REG, 1, 3, 0) if rule.allow else (_JEQ_IMM, 1, 0, 0))
+    if rule.major >= 0:
+        tests.append((_JNE_IMM, 4, 0, rule.major))
+    if rule.minor >= 0:
+        tests.append((_JNE_IMM, 5, 0, rule.minor))
+    end = [_insn(_MOV_IMM, 0, imm=int(rule.allow)), _insn(_EXIT)]
+    body: list[bytes] = list(setup)
+    for index, (opcode, register, other, imm) in enumerate(tests):
+        body.append(_insn(opcode, register, other, len(tests) - index - 1 + len(end), imm))
+    return body + end
+
+
+def _insn(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0) -> bytes:
+    return struct.pack("=BBhi", opcode, dst | src << 4, offset, imm)
+
+
+def attach(cgroup: str, devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> None:
+    """Make ``devices`` the device rules of a cgroup; a kernel without BPF gets a warning."""
+    rules = [*from_spec(devices), *DEFAULTS]
+    fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        loaded = sc.bpf_prog_load(sc.BPF_PROG_TYPE_CGROUP_DEVICE, program(rules), "kata_devices")
+        try:
+            # Without BPF_F_ALLOW_MULTI a later program takes the place of this one.
+            sc.bpf_prog_attach(fd, loaded, sc.BPF_CGROUP_DEVICE)
+        finally:
+            os.close(loaded)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+            raise
+        log.warning(f"device rules are not enforced: {error.strerror}")
+    finally:
+        os.close(fd)

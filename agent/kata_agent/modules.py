@@ -1,0 +1,94 @@
+"""Kernel modules of the guest."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+from kata_agent import log
+from kata_agent.errors import internal, invalid
+from kata_agent.linux import syscalls as sc
+from kata_agent.resolve import components_ok
+
+LIST = "/etc/kata/modules"  #: paths, one a line, each after those it needs
+_ROOT = "/lib/modules"
+
+
+def load_listed() -> int:
+    """Load what the image's list names; a missing list means that everything is built in.
+
+    :return: number of modules that were loaded.
+    """
+    try:
+        with open(LIST, encoding="utf-8") as file:
+            paths = [line.strip() for line in file]
+    except FileNotFoundError:
+        return 0
+    count = 0
+    for path in paths:
+        if not path or path.startswith("#"):
+            continue
+        try:
+            load(path, "")
+            count += 1
+        except OSError as error:
+            # One driver less is better than no guest; what needs it says so later.
+            log.error(f"module {path}: {error.strerror}")
+    return count
+
+
+def load(path: str, parameters: str) -> None:
+    """Load one file; a module that is there already is fine.
+
+    :raise OSError: it cannot be read or the kernel refuses it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sc.finit_module(fd, parameters, name=path)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    finally:
+        os.close(fd)
+
+
+def load_named(name: str, parameters: Sequence[str]) -> None:
+    """Load a module by name, with those it depends on (modules.dep).
+
+    :raise AgentError: INVALID_ARGUMENT; INTERNAL, there is none or it cannot be loaded.
+    """
+    if not components_ok(name) or any("\0" in p for p in parameters):
+        raise invalid(f"{name!r} is no name of a kernel module")
+    folder = f"{_ROOT}/{os.uname().release}"
+    wanted = name.replace("-", "_")
+    if os.path.isdir(f"/sys/module/{wanted}"):
+        return
+    for path, needs in _dependencies(folder):
+        if _module_name(path) == wanted:
+            try:
+                for needed in reversed(needs):
+                    load(os.path.join(folder, needed), "")
+                load(os.path.join(folder, path), " ".join(parameters))
+            except OSError as error:
+                raise internal(f"kernel module {name}: {error.strerror}") from None
+            return
+    raise internal(f"kernel module {name}: the guest has none in {folder}")
+
+
+def _module_name(path: str) -> str:
+    return os.path.basename(path).partition(".ko")[0].replace("-", "_")
+
+
+def _dependencies(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """(path, paths it needs) of each module; without modules.dep, of the files that are there."""
+    try:
+        with open(f"{folder}/modules.dep", encoding="utf-8") as file:
+            for line in file:
+                path, _, needs = line.strip().partition(":")
+                yield path, needs.split()
+    except FileNotFoundError:
+        for below, _names, files in os.walk(folder):
+            for file_name in files:
+                if ".ko" in file_name:
+                    yield os.path.relpath(os.path.join(below, file_name), folder), []

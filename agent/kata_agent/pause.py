@@ -1,0 +1,67 @@
+"""The first process of a pid namespace that all containers of the sandbox share."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import NoReturn
+
+from kata_agent.launch import PerProcess
+from kata_agent.linux import syscalls as sc
+from kata_agent.loop import Loop
+
+
+class SharedPidNamespace:
+    """Made when the first container wants it; made anew when its first process was killed."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._pidfd = -1
+
+    def pidfd(self) -> int:
+        """A descriptor of its first process.
+
+        :raise OSError: it cannot be made.
+        """
+        if self._pidfd >= 0:
+            return self._pidfd
+        per_process = PerProcess()
+        per_process.new = sc.CLONE_NEWPID
+        own = per_process.enter()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _reap_forever()
+        finally:
+            per_process.leave(own)
+        self._pidfd = os.pidfd_open(pid)
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("-998")  # of what Kubernetes gives to its pause process
+        self._loop.on_exit(pid, self._ended)
+        return self._pidfd
+
+    def close(self) -> None:
+        """End it, and with it every process in the namespace."""
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _ended(self, _status: int) -> None:
+        os.close(self._pidfd)
+        self._pidfd = -1
+
+
+def _reap_forever() -> NoReturn:
+    try:
+        signal.set_wakeup_fd(-1)
+        os.closerange(0, 1 << 20)
+        sc.set_name("pause")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        while True:
+            signal.sigwait({signal.SIGCHLD})
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+    finally:
+        os._exit(1)
