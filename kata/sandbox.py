@@ -74,8 +74,10 @@ class Creation:
             for share in self.plan.shares:
                 mounts.append(clone_mount(share.source, share.name, read_only=share.read_only).fd)
             container = self._record(undo)
-            undo.callback(self.cgroup.remove)
+            undo.callback(self.cgroup.remove, kill=True)
             self.cgroup.create()
+            for warning in cgroups.apply(self.cgroup.path, self.bundle.resources):
+                self.log.warning(f"container {self.bundle.id}: {warning}")
             network = self._join(close) if self.joins else self._new_sandbox(undo, close)
             self.pid = self._shim(network)
             undo.callback(end_process, self.pid, state.start_time(self.pid))
