@@ -182,6 +182,8 @@ class Share:
     name: str  #: one path component, unique in the container
     is_dir: bool
     read_only: bool
+    recursive: bool = True  #: with the mounts below ``source``
+    propagation: str = "private"  #: private | slave: mounts made later below ``source`` appear too
 
 
 @dataclass(frozen=True, slots=True)

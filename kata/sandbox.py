@@ -72,7 +72,8 @@ class Creation:
             mounts: list[int] = []
             close.callback(close_all, mounts)
             for share in self.plan.shares:
-                mounts.append(clone_mount(share.source, share.name, read_only=share.read_only).fd)
+                mounts.append(clone_mount(share.source, share.name, recursive=share.recursive,
+                                          read_only=share.read_only, propagation=share.propagation).fd)
             container = self._record(undo)
             undo.callback(self.cgroup.remove, kill=True)
             self.cgroup.create()

@@ -46,7 +46,8 @@ _FLAGS = frozenset((
     "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime",
     "nosuid", "nosymfollow", "rbind", "relatime", "remount", "ro", "rw", "silent", "strictatime", "suid", "symfollow",
     "sync"))
-_PROPAGATION = frozenset(p + k for p in ("", "r") for k in ("private", "shared", "slave", "unbindable"))
+_KINDS = {f"r{kind}": kind for kind in ("private", "shared", "slave", "unbindable")}
+_PROPAGATION = frozenset((*_KINDS, *_KINDS.values()))
 _RECURSIVE = frozenset("r" + k for k in (
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "nodiratime", "diratime", "relatime",
     "norelatime", "noatime", "atime", "strictatime", "nostrictatime", "nosymfollow", "symfollow"))
@@ -149,7 +150,14 @@ class Mounts:
                 self.warnings.append(f"{at}: {source!r} is a {'socket' if stat.S_ISSOCK(mode) else 'FIFO'}: "
                                      "the container sees it but cannot reach its other end on the host")
             name = f"{index}-{_sanitised(destination)}"
-            self.shares.append(Share(source=source, name=name, is_dir=stat.S_ISDIR(mode), read_only=read_only))
+            propagation = propagation_of(options)
+            if propagation == "shared":
+                self.warnings.append(f"{at}: mounts made in the container do not reach the host; "
+                                     "those made on the host reach the container")
+            self.shares.append(Share(
+                source=source, name=name, is_dir=stat.S_ISDIR(mode), read_only=read_only,
+                recursive="bind" not in options or "rbind" in options,
+                propagation="slave" if propagation in ("shared", "slave") else "private"))
             self._keep(mount, "bind", f"{SHARED}/{self.bundle.id}/{name}", options)
             if destination == "/etc/resolv.conf" and stat.S_ISREG(mode):
                 self.dns_relay = loopback_nameservers(self.host.read(source, 65536))
@@ -197,6 +205,12 @@ def is_read_only(options: list[str]) -> bool:
     """Whether mount options ask for read-only: the last word counts."""
     words = [o for o in options if o in ("ro", "rw", "rro", "rrw")]
     return bool(words) and words[-1] in ("ro", "rro")
+
+
+def propagation_of(options: list[str]) -> str:
+    """``private``, ``shared``, ``slave`` or ``unbindable``: the last word counts."""
+    words = [o for o in options if o in _PROPAGATION]
+    return _KINDS.get(words[-1], words[-1]) if words else "private"
 
 
 def loopback_nameservers(text: bytes) -> tuple[str, ...]:

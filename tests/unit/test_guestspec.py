@@ -134,13 +134,22 @@ def test_binds_become_shares(make: Build, tmp_path: Path) -> None:
         {"destination": "/typed", "source": "/data", "type": "bind"},
     ])
     assert guest.shares[1:] == (
-        Share("/data", "1-data", True, False), Share("/etc/x,y z", "2-odd_name_1", False, True),
-        Share(str(tmp_path / "rel"), "3-rel", True, False), Share("/data", "4-typed", True, False))
+        Share("/data", "1-data", True, False), Share("/etc/x,y z", "2-odd_name_1", False, True, recursive=False),
+        Share(str(tmp_path / "rel"), "3-rel", True, False, recursive=False), Share("/data", "4-typed", True, False))
     assert guest.spec["mounts"][1] == {
         "destination": "/mnt/data", "type": "bind", "source": "/run/kata/shared/c1/1-data",
         "options": ["rbind", "rprivate"]}
     assert guest.spec["mounts"][4]["options"] == ["rbind"]
     assert guest.spec["mounts"][0]["options"] == ["size=1m"] and not guest.warnings
+
+
+def test_depth_and_propagation_of_binds(make: Build) -> None:
+    guest = make(FakeHost({"/d": DIR}), [
+        bind("/d", "/a", "rbind", "rslave"), bind("/d", "/b", "bind", "private"), bind("/d", "/c", "rbind", "rshared"),
+        {"destination": "/e", "type": "bind", "source": "/d"}])
+    assert [(s.recursive, s.propagation) for s in guest.shares[1:]] == [
+        (True, "slave"), (False, "private"), (True, "slave"), (True, "private")]
+    assert len(guest.warnings) == 1 and "mounts[2]: mounts made in the container" in guest.warnings[0]
 
 
 def test_bind_source_must_exist(make: Build) -> None:
