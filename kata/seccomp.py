@@ -76,14 +76,6 @@ def compile_profile(profile: Mapping[str, Any], cache: str = CACHE) -> Compiled:
     return result
 
 
-def library_version() -> str:
-    """Version of libseccomp.
-
-    :raise HostError: it is missing.
-    """
-    return _version(_library())
-
-
 # --- libseccomp ----------------------------------------------------------------------
 
 
