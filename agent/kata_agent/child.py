@@ -184,19 +184,27 @@ def _idmap_userns(uid_map: str, gid_map: str) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            ours.close()  # else its end would never be seen
             sc.unshare(sc.CLONE_NEWUSER)
-            theirs.send(b".")
+            # /proc is of the agent's pid namespace, where this process has another number than fork says.
+            socket.send_fds(theirs, [b"."], [os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)])
             theirs.recv(1)
         finally:
             os._exit(0)
     try:
         theirs.close()
-        if ours.recv(1) != b".":
+        _data, fds, _flags, _address = socket.recv_fds(ours, 1, 1)
+        if not fds:
             raise StageError("mount", 0, "cannot make the user namespace of an idmapped mount")
         for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write(text)
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=fds[0])
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        userns = os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fds[0])
+        os.close(fds[0])
+        return userns
     finally:
         ours.close()
         os.waitpid(pid, 0)

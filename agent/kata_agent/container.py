@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -352,9 +353,11 @@ class Container:
         try:
             new.fork(child, per_process, ("", ""), oom_score_adj=oom_score_adj,
                      on_ready=lambda: None, on_done=launched, on_exit=ended)
-        except BaseException:
+        except OSError as error:
             self.execs.pop(exec_id, None)
-            raise
+            if error.errno == errno.ESRCH:
+                raise precondition(f"container {self.id} is ending: no process can be started in it") from None
+            raise internal(f"cannot fork: {error.strerror}") from None
 
     def _per_process_kinds(self) -> list[int]:
         from kata_agent.linux import syscalls as sc

@@ -93,7 +93,6 @@ class Launch:
         self._on_done = on_done
         self._on_exit = on_exit
         self._on_terminal = on_terminal
-        self._oom_score_adj = oom_score_adj
         self._execing = False
         self._ended = False
         self.pid = 0
@@ -112,7 +111,7 @@ class Launch:
         finally:
             theirs.close()
         self._sync.setblocking(False)
-        self._set_oom_score()
+        set_oom_score(self.pid, oom_score_adj)
         loop.add(self._sync.fileno(), EPOLLIN, self._readable)
         self._watch(self.pid)
         self._timer: Timer | None = loop.after(_SETUP_TIMEOUT, self._too_slow)
@@ -214,10 +213,11 @@ class Launch:
             self._end_of_talk()
         self._on_exit(status)
 
-    def _set_oom_score(self) -> None:
-        """The agent's own -1000 must not be a container's."""
-        try:
-            with open(f"/proc/{self.pid}/oom_score_adj", "w", encoding="ascii") as file:
-                file.write(str(self._oom_score_adj))
-        except OSError as error:
-            log.warning(f"oom_score_adj of process {self.pid}: {error.strerror}")
+
+def set_oom_score(pid: int, value: int) -> None:
+    """Set the badness of a process; children inherit the agent's own -1000, which no container may keep."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(value))
+    except OSError as error:
+        log.warning(f"oom_score_adj {value} of process {pid}: {error.strerror}")

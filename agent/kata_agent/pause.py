@@ -6,9 +6,11 @@ import os
 import signal
 from typing import NoReturn
 
-from kata_agent.launch import PerProcess
+from kata_agent.launch import PerProcess, set_oom_score
 from kata_agent.linux import syscalls as sc
 from kata_agent.loop import Loop
+
+_OOM_SCORE_ADJ = -998  # what Kubernetes gives to its pause process
 
 
 class SharedPidNamespace:
@@ -35,8 +37,7 @@ class SharedPidNamespace:
         finally:
             per_process.leave(own)
         self._pidfd = os.pidfd_open(pid)
-        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("-998")  # of what Kubernetes gives to its pause process
+        set_oom_score(pid, _OOM_SCORE_ADJ)
         self._loop.on_exit(pid, self._ended)
         return self._pidfd
 

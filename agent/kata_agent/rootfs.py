@@ -52,8 +52,7 @@ class Mounts:
         :param idmaps: descriptors of user namespaces, by index of the mount.
         """
         self._idmaps = dict(idmaps)
-        path = self._spec.Root.Path
-        self.root = self._clone(path, True, "rootfs")
+        self.root = self._clone(self._spec.Root.Path, True, "rootfs")
         for index, mount in enumerate(self._spec.Mounts):
             options = MountOptions(mount.options)
             if options.bind or mount.type == "bind":
@@ -61,6 +60,8 @@ class Mounts:
             elif mount.type == "sysfs" and self._userns:
                 # A user namespace may mount a sysfs only with a network namespace of its own.
                 self._trees[index] = self._clone("/sys", True, "mount /sys")
+        # The working directory moves along into the new mount namespace.
+        os.chdir(self._staging)
 
     @staticmethod
     def _clone(path: str, recursive: bool, what: str) -> int:
@@ -78,7 +79,7 @@ class Mounts:
         sc.mount("none", "/", "", sc.MS_REC | sc.MS_PRIVATE)
         tree = self.root
         sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, propagation=sc.MS_PRIVATE)
-        staging = os.open(self._staging, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        staging = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sc.move_mount(tree, "", staging, "", _BOTH_EMPTY)
         finally:
@@ -227,8 +228,7 @@ class Mounts:
 
     def enter(self) -> None:
         """pivot_root, and the old root is gone; else (a root that cannot be pivoted) move and chroot."""
-        # The clone's own root is the mount's root; only a path walk sees what is stacked upon it.
-        os.chdir(self._staging)
+        os.fchdir(self.root)
         try:
             sc.pivot_root(".", ".")
             sc.umount2(".", sc.MNT_DETACH)
