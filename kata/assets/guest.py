@@ -66,19 +66,25 @@ LINKS = {
     "bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run",
     "usr/lib64/ld-linux-x86-64.so.2": "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
     "usr/bin/python3": "python3.11", "usr/sbin/init": "../../init",
-    "etc/mtab": "../proc/self/mounts", "etc/resolv.conf": "../run/resolv.conf", "etc/machine-id": "../run/machine-id",
+    "etc/mtab": "../proc/self/mounts",
 }  # fmt: skip
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "etc/group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
     "etc/hosts": "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n",
+    # The agent writes these; where the root is read-only it binds copies over them.
+    "etc/hostname": "localhost\n",
+    "etc/machine-id": "",
+    "etc/resolv.conf": "",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 
 #: PID 1.  -I -S: no site, no environment, no current directory; -B: nothing to write back.
-#: The kernel runs it by its first line, which costs no process.
+#: The kernel runs it by its first line, which costs no process, and passes it the words of the command line that
+#: it does not know itself; the agent reads /proc/cmdline and takes no arguments here.
 INIT = f"""#!/{PYTHON} -ISB
 import sys
+sys.argv[1:] = []
 sys.path.insert(0, "/{AGENT}")
 from kata_agent.__main__ import main
 sys.exit(main())

@@ -55,9 +55,7 @@ exec switch_root -c /dev/console /mnt /init
 """
 
 
-def build_image(
-    kernel: Asset, base: Asset, progress: Progress, *, fmt: str = "erofs", force: bool = False
-) -> Asset:
+def build_image(kernel: Asset, base: Asset, progress: Progress, *, fmt: str = "erofs", force: bool = False) -> Asset:
     """The root image for ``kernel`` and its boot initrd.
 
     :param fmt: ``erofs`` (lz4hc) or ``ext4``.

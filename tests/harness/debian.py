@@ -16,7 +16,7 @@ SUITE = "bookworm"
 INCLUDE = ("iproute2", "procps", "python3-minimal", "stress-ng", "iputils-ping")
 TIMEOUT = 900.0  #: seconds
 #: Not needed to run programs.
-LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists")
+LEFT_OUT = tuple("usr/share/doc usr/share/man usr/share/locale usr/share/info var/cache/apt var/lib/apt/lists".split())
 
 
 def debian_archive() -> Path:
