@@ -18,7 +18,6 @@ and nothing but the mode bits of a special file is ever changed.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -139,7 +138,7 @@ class SpecialFiles:
         name = self._string(name_at)
         if not name or "/" in name or name in (".", ".."):
             return False
-        path = f"/proc/{pid}/fd/{ctypes.c_int(dirfd & 0xFFFFFFFF).value}/{name}"
+        path = f"/proc/{pid}/fd/{dirfd & 0xFFFFFFFF}/{name}"  # AT_FDCWD, which it never uses, is no such file
         if not _is_special(os.lstat(path).st_mode):
             return False
         with ExitStack() as close:
