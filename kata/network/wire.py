@@ -109,6 +109,8 @@ def detach(rtnl: Rtnl, wire: Wire) -> None:
     try:
         if wire.model in HOST_DNS_MODELS and wire.tap_index in {f.target for f in _filters(rtnl, wire.ifindex)}:
             tc.delete_ingress(rtnl, wire.ifindex)
+            if wire.host_dns:
+                _answer_arp(rtnl.link(wire.ifindex).name)
         if wire.bridge_index and _is(rtnl, wire.bridge_index, names.bridge(wire.ifindex)):
             with suppress(OSError):
                 rtnl.set_link(wire.ifindex, master=0, address=wire.mac)
@@ -186,7 +188,7 @@ def _join_redirect(
     tc.add_ingress(rtnl, index)
     tc.redirect(rtnl, index, interface.index, priority=_REDIRECT_PRIORITY)
     if host_dns:
-        _keep_dns(rtnl, interface, index)
+        _keep_dns(rtnl, interface, index, undo)
     tc.redirect(rtnl, interface.index, index, priority=_REDIRECT_PRIORITY)
     return Wire(model, interface.index, interface.name, interface.mac, name, index, 0, host_dns), fd
 
@@ -207,7 +209,7 @@ def _take_ingress(rtnl: Rtnl, interface: Interface) -> None:
     tc.add_ingress(rtnl, interface.index)
 
 
-def _keep_dns(rtnl: Rtnl, interface: Interface, tap: int) -> None:
+def _keep_dns(rtnl: Rtnl, interface: Interface, tap: int, undo: ExitStack) -> None:
     """Let answers of name servers reach the namespace's own sockets.
 
     dockerd's name server for user-defined networks listens inside the
@@ -220,6 +222,7 @@ def _keep_dns(rtnl: Rtnl, interface: Interface, tap: int) -> None:
     _sysctl("ipv4/ip_local_port_range", f"{DNS_PORTS[0]} {DNS_PORTS[1]}")
     # It only learns: the guest answers requests for the address, the host does not.
     _sysctl(f"ipv4/conf/{interface.name}/arp_ignore", "8")
+    undo.callback(_answer_arp, interface.name)
     tc.mirror(rtnl, interface.index, tap, priority=1, protocol=tc.ETH_P_ARP)
     is_na = (tc.Key(4, 0xFF00, 58 << 8), tc.Key(40, 0xFF000000, 136 << 24))
     tc.mirror(rtnl, interface.index, tap, priority=2, protocol=tc.ETH_P_IPV6, keys=is_na)
@@ -231,6 +234,12 @@ def _keep_dns(rtnl: Rtnl, interface: Interface, tap: int) -> None:
         tc.let_pass(rtnl, interface.index, priority=3 + number, protocol=tc.ETH_P_IP, keys=keys4)
         keys6 = (tc.Key(4, 0xFF00, protocol << 8), tc.Key(40, *ports))
         tc.let_pass(rtnl, interface.index, priority=5 + number, protocol=tc.ETH_P_IPV6, keys=keys6)
+
+
+def _answer_arp(interface: str) -> None:
+    """Undo what :func:`_keep_dns` set for the interface.  The port range stays: other wires may need it."""
+    with open("/proc/sys/net/ipv4/conf/default/arp_ignore", encoding="ascii") as file:
+        _sysctl(f"ipv4/conf/{interface}/arp_ignore", file.read())
 
 
 def _sysctl(name: str, value: str) -> None:

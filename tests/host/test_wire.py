@@ -146,8 +146,10 @@ def test_name_service_of_the_namespace(lab: Lab) -> None:
     assert guest.udp_to(40000) == b"for the guest"
     assert not select.select([client], [], [], 0)[0]
     client.close()
+    wire.detach(lab.rtnl, joined)
     os.close(fd)
-    assert joined.host_dns
+    with open("/proc/sys/net/ipv4/conf/eth0/arp_ignore", encoding="ascii") as file:
+        assert file.read() == "0\n"
 
 
 def test_host_dns_needs_a_model_that_can(lab: Lab) -> None:
