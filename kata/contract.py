@@ -86,7 +86,7 @@ class RuntimeConfig:
     agent_transport: str = "ttrpc"  #: ttrpc | yamux-grpc (a Kata 1.x agent)
     kernel_modules: tuple[str, ...] = ()
     boot_timeout: float = 60.0  #: seconds until the agent must answer
-    template: bool = False
+    template: bool = True  #: where the guest root is an initrd
     template_path: str = "/run/kata/template"
     pool_size: int = 0
     debug_hypervisor: bool = False
@@ -157,6 +157,8 @@ class SandboxPlan:
     id: str
     flavor: str
     machine: MachinePlan
+    base_vcpus: int  #: the machine's before its containers add to it: what a template has
+    base_memory: int  #: MiB
     boot: str  #: cold | template | pool
     template_path: str
     agent_transport: str  #: ttrpc | yamux-grpc

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from kata import cgroups
 from kata.errors import HostError
 from kata.network import netns
 from kata.spawn import spawn
@@ -35,8 +38,29 @@ def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *
         listener.close()
 
 
-def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, terminal: bool, console_socket: str, network: int,
-               join_cgroup: Callable[[], None], console: str = "", foreground: bool = False,
+def start_factory(plan: Mapping[str, Any], path: str, *, wait: bool = False) -> int:
+    """Start making the template for a sandbox's plan below ``path``, in the background; return its pid.
+
+    :param wait: if another one is at it, wait for it.
+
+    It is the host's, not a sandbox's: it outlives the sandbox and its cgroup.
+    """
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    log = os.open(f"{path}/factory.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    given = os.memfd_create("plan", os.MFD_CLOEXEC)
+    try:
+        os.write(given, json.dumps(plan).encode())
+        os.lseek(given, 0, os.SEEK_SET)
+        argv = [sys.executable, "-I", "-m", "kata.proxy.factory", *(["--wait"] if wait else [])]
+        return spawn(argv, stdio=(given, log, log), session=True, cwd="/", env=_environment(),
+                     before_exec=lambda: cgroups.join_like(1))
+    finally:
+        os.close(log)
+        os.close(given)
+
+
+def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, terminal: bool, console_socket: str,
+               network: int, join_cgroup: Callable[[], None], console: str = "", foreground: bool = False,
                connection: int = -1) -> int:
     """Start a shim with the caller's stdio; return its pid.
 

@@ -55,16 +55,18 @@ class Compiled(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def compile_profile(profile: Mapping[str, Any], cache: str = CACHE) -> Compiled:
+def compile_profile(profile: Mapping[str, Any], cache: str | None = None) -> Compiled:
     """The filter of a checked ``linux.seccomp``.
 
-    :param cache: directory of finished filters, "" for none; one that cannot be written is done without.
+    :param cache: directory of finished filters, "" for none, by default :data:`CACHE`; one that cannot be
+        written is done without.
     :raise BundleError: a rule that libseccomp refuses, or too many of them.
     :raise UnsupportedError: SCMP_ACT_NOTIFY.
     :raise HostError: libseccomp is missing.
     """
     lib = _library()
     text = json.dumps([_FORMAT, _version(lib), os.uname().machine, profile], sort_keys=True)
+    cache = CACHE if cache is None else cache
     path = os.path.join(cache, hashlib.sha256(text.encode()).hexdigest()) if cache else ""
     found = _cached(path) if path else None
     if found:

@@ -81,18 +81,18 @@ def build_image(kernel: Asset, base: Asset, progress: Progress, *, fmt: str = "e
         image = target / f"root.{fmt}"
         progress.step(f"writing {image.name}")
         MAKERS[fmt](tree, image)
-        progress.step(f"{image.name} {megabytes(image.stat().st_size)}; packing the boot initrd")
+        progress.step(f"{image.name} {megabytes(image.stat().st_size)}")
         boot = scratch / "boot"
         _boot_tree(boot, tree, kernel)
-        cpio.pack(boot, target / "boot-initrd.cpio", devices=cpio.DEVICES)
-        progress.step(f"boot initrd {megabytes((target / 'boot-initrd.cpio').stat().st_size)}")
+        with (target / "boot-initrd.cpio").open("wb") as out:
+            cpio.write_tree(boot, out, cpio.DEVICES)
         return {"image": image.name, "boot-initrd": "boot-initrd.cpio"}
 
     return workshop.make("image", f"{fmt} image for {kernel.kernel_release}", inputs, fill, progress, force=force)
 
 
 def _make_erofs(tree: Path, image: Path) -> None:
-    argv = ["mkfs.erofs", "--quiet", "-zlz4hc,12", "-T0", f"-U{UUID}", "--all-root", image, tree]
+    argv = ["mkfs.erofs", "--quiet", "-zlz4hc,9", "-T0", f"-U{UUID}", "--all-root", image, tree]
     run(argv, timeout=TIMEOUT, hint="apt-get install erofs-utils")
 
 

@@ -6,6 +6,8 @@ index's hash.  What was downloaded once is kept and used again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -64,7 +66,7 @@ def candidates(names: Sequence[str], progress: Progress) -> list[Package]:
 
 
 def _policy(names: Sequence[str]) -> dict[str, str]:
-    text = run(["apt-cache", "policy", *names], env=APT_ENV, timeout=60).text
+    text = _ask(["apt-cache", "policy", *names])
     found, name = {}, ""
     for line in text.splitlines():
         if line and not line[0].isspace():
@@ -76,9 +78,44 @@ def _policy(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _ask(argv: Sequence[str]) -> str:
+    """What apt-cache answers; asked once for a state of apt's index and settings.
+
+    Where apt keeps no cache of its index (Debian's container images) an answer
+    takes a second and more.
+    """
+    file = cache_dir() / "answers.json"
+    state, question = _index_state(), " ".join(argv)
+    known: dict[str, str] = {}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["state"] == state:
+            known = kept["answers"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    if question not in known:
+        known[question] = run(argv, env=APT_ENV, timeout=60).text
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".answers-{os.getpid()}")
+        aside.write_text(json.dumps({"state": state, "answers": known}), encoding="utf-8")
+        aside.rename(file)
+    return known[question]
+
+
+def _index_state() -> str:
+    """Changes whenever apt's index, its settings or the installed packages do."""
+    folders = [Path(p) for p in ("/etc/apt", "/etc/apt/sources.list.d", "/etc/apt/preferences.d", "/var/lib/apt/lists")]
+    paths = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted([*paths, Path("/var/lib/dpkg/status")]):
+        info = path.stat()
+        digest.update(f"{path} {info.st_size} {info.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def dependency(package: Package, pattern: str) -> Package:
     """What ``package`` depends on by exact version and by a name that matches ``pattern``."""
-    text = run(["apt-cache", "show", f"{package.name}={package.version}"], env=APT_ENV, timeout=60).text
+    text = _ask(["apt-cache", "show", f"{package.name}={package.version}"])
     depends = " ".join(re.findall(r"^Depends: (.*)$", text, re.MULTILINE))
     for name, version in re.findall(r"([a-z0-9.+-]+) \(= ([^)]+)\)", depends):
         if re.fullmatch(pattern, name):

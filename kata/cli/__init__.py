@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "print the plans made for a bundle"),
     "image": ("image", "build and select guest images"),
     "kernel": ("kernel", "list and select guest kernels"),
+    "factory": ("factory", "make, show or remove templates of machines"),
     "kata-env": ("env", "print the configuration and the host's abilities"),
     "kata-check": ("check", "check whether this host can run containers"),
 }

@@ -14,7 +14,8 @@ from kata.cli.table import Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "List the processes of a container. Options after the id are ps's own, -ef by default.",
-    Option("--format", "-f", choices=("table", "json"), default="table", help="table of the guest's processes, or json: pids on the host"),
+    Option("--format", "-f", choices=("table", "json"), default="table",
+           help="table of the guest's processes, or json: pids on the host"),
     arguments=[Argument("id"), Argument("args", "*")],
     passthrough=True,
 )

@@ -168,7 +168,7 @@ class Settings:
         if config.image and config.initrd:
             raise error("initrd", "having both an image and an initrd defined is not supported",
                         f"image is set at {place('image', 'an option')}; remove one")
-        if config.template and config.image:
+        if self.values.get("template") and config.image:
             raise error("template", "enable_template needs an initrd, and an image is configured",
                         "use initrd, or no template")
         if config.template and config.pool_size and not config.template_path:

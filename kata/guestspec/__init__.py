@@ -24,6 +24,7 @@ __all__ = ["FileSystem", "GuestSpec", "Host", "build", "container_plan", "exec_e
 
 CGROUPS = "/kata"  #: cgroup of all containers in the guest
 MIB = 1 << 20
+MAX_CPUS = 8192  #: of any Linux
 
 # Fields of oci.proto; what config.json has beyond them travels in the extras or stays on the host.
 _PROCESS = ("terminal", "consoleSize", "args", "env", "cwd", "capabilities", "rlimits", "noNewPrivileges",
@@ -115,7 +116,7 @@ def vcpus_of(resources: Mapping[str, Any]) -> int:
     quota, period = cpu.get("quota", 0), cpu.get("period", 0) or 100_000
     if quota > 0:
         return -(-int(quota) // int(period))
-    return len(cpu_set(cpu.get("cpus", "")))
+    return cpu_count(cpu.get("cpus", ""))
 
 
 def memory_of(resources: Mapping[str, Any]) -> int:
@@ -124,14 +125,20 @@ def memory_of(resources: Mapping[str, Any]) -> int:
     return -(-int(limit) // MIB) if limit > 0 else 0
 
 
-def cpu_set(text: str) -> set[int]:
-    """CPUs of a list like ``0-2,7``; what cannot be read counts for nothing here and is refused in the guest."""
-    cpus: set[int] = set()
+def cpu_count(text: str) -> int:
+    """How many CPUs a list like ``0-2,7`` names; what cannot be read counts for nothing here.
+
+    The guest refuses it then.  A bit mask, since a hostile list may be long.
+    """
+    mask = 0
     for part in text.split(","):
         first, _dash, last = part.strip().partition("-")
-        if first.isdecimal() and (last or first).isdecimal() and len(last or first) <= 5:
-            cpus.update(range(int(first), int(last or first) + 1))
-    return cpus
+        last = last or first
+        if first.isdecimal() and last.isdecimal() and len(first) <= 5 and len(last) <= 5:
+            low, high = int(first), min(int(last), MAX_CPUS - 1)
+            if low <= high:
+                mask |= (1 << high + 1) - (1 << low)
+    return mask.bit_count()
 
 
 def _spec(bundle: Bundle, mounts: Mounts, devices: Devices, resources: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kata.errors import UnsupportedError
 from kata.guestspec.host import Host
 from kata.oci import Bundle
 
+MAX_DISKS = 16  #: of one container; a machine has 20 ports for all that is plugged in
 #: (major, minor) of character devices that are the same in every Linux; minor -1 = all.
 _SAME = {(1, -1), (5, -1), (10, 200), (10, 229), *((major, -1) for major in range(136, 144))}
 
@@ -89,6 +90,8 @@ class Devices:
                     read_only=read_only, container_path=path, mode=device.get("fileMode", 0o660) & 0o7777,
                     uid=device.get("uid", 0), gid=device.get("gid", 0))
         self.disks.append(disk)
+        if len(self.disks) > MAX_DISKS:
+            raise UnsupportedError(f"linux.devices: more than {MAX_DISKS} disks of the host", "pass fewer")
         # The guest gives the disk another number and its own rule; the host's number is some other disk there.
         self.rules = [r for r in self.rules if (r.get("type"), r.get("major"), r.get("minor")) != ("b", *number)]
         return disk

@@ -35,6 +35,7 @@ SHARED = "/run/kata/shared"  #: the shared folder in the guest
 EPHEMERAL = "/run/kata/ephemeral"  #: tmpfs that containers of a sandbox share
 DISKS = "/run/kata/disks"  #: where disks that back a mount are mounted
 
+MAX_MOUNTS = 1000  #: each bind is an open file here and a mount in the share
 #: File systems that need nothing of the host.
 GUEST_TYPES = frozenset((
     "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "devtmpfs", "hugetlbfs",
@@ -81,6 +82,8 @@ class Mounts:
         self.extras: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.dns_relay: tuple[str, ...] = ()
+        if len(bundle.mounts) > MAX_MOUNTS:
+            raise BundleError(f"config.json: mounts: there are more than {MAX_MOUNTS}", "mount folders, not files")
         for i, mount in enumerate(bundle.mounts):
             self._add(f"mounts[{i}]", i, mount)
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
-#: Bytes a configuration may have: all of it has to fit one message to the guest.
-MAX_SIZE = 4 << 20
+#: Bytes a configuration may have.  What becomes of it has to fit one message of 4 MiB
+#: to the guest, and a kernel takes 2 MiB of arguments and environment at most.
+MAX_SIZE = 2 << 20
 HOOKS = schema.HOOKS
 
 
@@ -192,7 +193,7 @@ def read(path: str, name: str, *, stream: bool = False) -> bytes:
             raise BundleError(f"cannot read {name}: {reason(e)}") from e
     if len(data) > MAX_SIZE:
         raise BundleError(f"{name} is larger than {MAX_SIZE >> 20} MiB",
-                          "it has to fit one message to the guest; put data into files")
+                          "put data into files instead of the environment or annotations")
     return data
 
 
@@ -220,8 +221,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         # Parsers differ in which one they take, so what an engine checked may not be what runs.
-        keys = [k for k, _v in pairs]
-        raise ValueError(f"the key {check.shown(next(k for k in keys if keys.count(k) > 1))} is there twice")
+        again = next((k for (k, _v), first in zip(pairs, value, strict=False) if k != first), pairs[-1][0])
+        raise ValueError(f"the key {check.shown(again)} is there twice")
     return value
 
 

@@ -13,13 +13,13 @@ import socket
 import sys
 from typing import Any
 
-from kata import state
-from kata.contract import SandboxPlan
+from kata import state, template
+from kata.contract import MachinePlan, SandboxPlan
 from kata.errors import HostError, KataError
 from kata.planjson import from_json
 from kata.storage import mountns
 from kata.storage.share import ShareRoot
-from kata.vm.launch import launch
+from kata.vm.launch import Memory, launch
 from kata_agent.linux import syscalls
 
 LISTENER = 3
@@ -33,6 +33,8 @@ class Start:
         self.record = state.read_json(f"{directory}/sandbox.json")
         self.plan: SandboxPlan = from_json(SandboxPlan, self.record["plan"])
         self.share: ShareRoot | None = None
+        self.machine = self.plan.machine
+        self.template: template.Template | None = None  #: the machine is a clone of it
         self.pid = 0
         self.token = ""
 
@@ -46,11 +48,22 @@ class Start:
         :raise KataError: and QEMU does not run.
         """
         machine = self.plan.machine
-        mountns.enter_private([self.directory, machine.qemu_path, machine.kernel, machine.initrd, machine.image,
-                               machine.firmware, machine.entropy_source, *sys.path, sys.prefix, sys.base_prefix])
+        found = None if self.plan.boot == "cold" else template.open_template(self.plan)
+        mountns.enter_private([
+            self.directory, self.plan.template_path, machine.qemu_path, machine.kernel, machine.initrd, machine.image,
+            machine.firmware, machine.entropy_source, *sys.path, sys.prefix, sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
-        launched = launch(self.plan.machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path)
-        self.pid, self.token = launched.pid, launched.channel_token
+        self.template = found
+        if found is None:
+            self.launch(machine)
+        else:
+            self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token))
+
+    def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
+        """Start QEMU and record it."""
+        assert self.share is not None
+        launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory)
+        self.machine, self.pid, self.token = machine, launched.pid, launched.channel_token
         self.update(qemu={"pid": self.pid, "start": state.start_time(self.pid)}, channel_token=self.token)
 
     def resume(self) -> None:

@@ -13,8 +13,9 @@ from google.protobuf import empty_pb2
 from kata import state
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
+from kata.daemons import start_factory
 from kata.errors import GuestError, InUse, KataError, NotFound, VmError
-from kata.planjson import from_json
+from kata.planjson import from_json, to_json
 from kata.proxy import convert
 from kata.proxy.container import Container
 from kata.proxy.log import log
@@ -34,13 +35,14 @@ class Sandbox:
     """The engine of one sandbox.  ``ready`` is done once containers can be made."""
 
     def __init__(self, directory: str, plan: SandboxPlan, record: SandboxRecord, machine: Machine,
-                 agent: AgentClient, share: ShareRoot) -> None:
+                 agent: AgentClient, share: ShareRoot, cloned: bool = False) -> None:
         self.directory = directory
         self.plan = plan
         self.record = record
         self.machine = machine
         self.agent = agent
         self.share = share
+        self.cloned = cloned
         self.network = Network(plan, machine, agent, record)
         self.containers: dict[str, Container] = {}
         self.expected: dict[str, asyncio.Future[Container]] = {}
@@ -64,9 +66,12 @@ class Sandbox:
 
     async def _boot(self) -> None:
         began = time.monotonic()
-        await self.machine.connect()
+        if not self.cloned:
+            await self.machine.connect()
         log(f"QEMU pid {self.machine.pid} answers after {time.monotonic() - began:.3f} s")
         await self._reach_agent()
+        if self.cloned:
+            await self._personalize()
         log(f"agent answers after {time.monotonic() - began:.3f} s")
         request = agent_pb2.CreateSandboxRequest(
             hostname=self.plan.hostname,
@@ -82,7 +87,18 @@ class Sandbox:
         await self.agent.agent("CreateSandbox", request)
         await self.network.start()
         self.spawn(self._events())
+        if self.cloned:
+            await self._grow(self.plan.machine.vcpus, self.plan.machine.memory)
+        elif self.plan.boot != "cold":
+            start_factory(to_json(self.plan), self.plan.template_path)
         log(f"sandbox ready after {time.monotonic() - began:.3f} s")
+
+    async def _personalize(self) -> None:
+        """Make a clone distinct before anything runs in it: clock, entropy, machine id, host name."""
+        now = time.time_ns()
+        await self.agent.guest("Personalize", guest_pb2.PersonalizeRequest(
+            time_sec=now // 10**9, time_nsec=now % 10**9, entropy=os.urandom(64), machine_id=os.urandom(16).hex(),
+            hostname=self.plan.hostname))
 
     async def resume_boot(self) -> None:
         """Take over from a proxy that is gone: the guest knows what runs; the outcome is in ``ready``."""
@@ -374,6 +390,9 @@ class Sandbox:
     async def resize(self, vcpus: int, memory: int) -> None:
         """Grow the machine to ``vcpus`` and ``memory`` MiB; it never shrinks by unplugging."""
         await asyncio.shield(self.ready)
+        await self._grow(vcpus, memory)
+
+    async def _grow(self, vcpus: int, memory: int) -> None:
         more = vcpus - await self.machine.vcpus()
         added = await self.machine.add_vcpus(more) if more > 0 else 0
         missing = memory - await self.machine.memory()

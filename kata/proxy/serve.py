@@ -47,9 +47,12 @@ async def _failed(listener: socket.socket, failure: KataError) -> None:
 async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     assert start.share is not None
     record = SandboxRecord(start.directory)
-    machine = Machine(start.plan.machine, start.pid, start.directory, record.data.get("ports"))
+    machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
+    if start.template is not None and not await _restored(start, machine):
+        machine = Machine(start.machine, start.pid, start.directory)
     agent = AgentClient(f"{start.directory}/channel.sock", start.token)
-    sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share)
+    sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
+                      cloned=start.template is not None)
     operations = Operations(sandbox)
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
@@ -61,6 +64,26 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     await agent_socket.close()
     await _drain(server)
     await sandbox.close()
+
+
+async def _restored(start: Start, machine: Machine) -> bool:
+    """Load the template's state into a clone; False: it would not, and a machine that boots took its place."""
+    assert start.template is not None
+    try:
+        await machine.connect()
+        await machine.restore(start.template.state)
+        await machine.resume()
+    except KataError as e:
+        log(f"the template does not work and is not used: {e}")
+        await machine.kill()
+        for name in ("channel.sock", "qmp.sock"):
+            os.unlink(f"{start.directory}/{name}")
+        start.template.close()
+        start.template = None
+        start.launch(start.plan.machine)
+        return False
+    start.template.close()
+    return True
 
 
 async def _drain(server: Server) -> None:

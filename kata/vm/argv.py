@@ -27,13 +27,20 @@ class Endpoints:
     share: str  #: folder exported to the guest
     generation_id: str  #: a GUID, new for every clone
     channel_token: str  #: 64 hex digits that begin each connection of the channel
+    memory_file: str = ""  #: file that is the machine's memory; "": anonymous memory
+    memory_shared: bool = False  #: what the guest writes goes to the file
+    incoming: bool = False  #: wait for a saved state instead of booting
 
 
 def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     """The command line; one option and its value on one line below, with reasons."""
     accel = f"tcg,tb-size={plan.tcg_cache}" if plan.accelerator == "tcg" else "kvm"
     options = ",".join(x for x in (plan.machine_type, plan.machine_options, "memory-backend=ram") if x)
-    backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
+    if ends.memory_file:
+        shared = "on" if ends.memory_shared else "off"
+        backend = f"memory-backend-file,mem-path={_escape(ends.memory_file)},share={shared}"
+    else:
+        backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
     prealloc = ",prealloc=on" if plan.prealloc else ""
     argv = [
         plan.qemu_path,
@@ -66,6 +73,8 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
         # Pages that the guest frees go back to the host.
         "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on",
     ]
+    if ends.incoming:
+        argv += ["-incoming", "defer"]
     if plan.mlock:
         argv += ["-overcommit", "mem-lock=on"]
     if plan.firmware:

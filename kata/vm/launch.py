@@ -29,6 +29,18 @@ class Launched:
     channel_token: str
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A template's memory: ``shared`` while it is made, copied on write by its clones.
+
+    By descriptor, so that a template removed meanwhile still serves those who have it open.
+    """
+
+    fd: int
+    shared: bool
+    channel_token: str  #: of all its clones: it is on the saved kernel command line
+
+
 def listening_socket(path: str) -> socket.socket:
     """A unix socket bound to ``path`` with mode 0600, listening.
 
@@ -50,6 +62,7 @@ def launch(
     name: str,
     directory: str,
     share: str,
+    memory: Memory | None = None,
 ) -> Launched:
     """Start the machine in the caller's namespaces.
 
@@ -57,9 +70,10 @@ def launch(
     above, listening on ``channel.sock`` and ``qmp.sock``, its serial console
     in ``console.log`` and its messages in ``qemu.log`` of ``directory``.
 
+    :param memory: a file that is the machine's memory; None: anonymous memory.
     :raise HostError: it could not be started; nothing is left but the files.
     """
-    token = secrets.token_hex(32)
+    token = memory.channel_token if memory is not None else secrets.token_hex(32)
     with listening_socket(f"{directory}/channel.sock") as channel, listening_socket(f"{directory}/qmp.sock") as qmp:
         ends = Endpoints(
             name=name,
@@ -69,6 +83,9 @@ def launch(
             share=share,
             generation_id=str(uuid.uuid4()),
             channel_token=token,
+            memory_file="" if memory is None else f"/proc/self/fd/{memory.fd}",
+            memory_shared=memory is not None and memory.shared,
+            incoming=memory is not None and not memory.shared,
         )
         log = os.open(f"{directory}/qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         argv = qemu_argv(plan, ends)
@@ -81,8 +98,9 @@ def launch(
             capability.limit_bounding(capability.to_mask(CAPABILITIES))
             syscalls.set_no_new_privs()
 
+        keep = [ends.channel, ends.qmp, *([memory.fd] if memory is not None else [])]
         try:
-            pid = spawn(argv, stdio=(-1, log, log), keep=(ends.channel, ends.qmp), session=True, before_exec=prepare)
+            pid = spawn(argv, stdio=(-1, log, log), keep=keep, session=True, before_exec=prepare)
         except HostError as e:
             raise HostError(e.text, "is QEMU installed? (Debian: qemu-system-x86)", kind="vm") from e
         finally:

@@ -81,6 +81,62 @@ class Machine:
     async def resume(self) -> None:
         await self.qmp.execute("cont")
 
+    async def save(self, state: str, timeout: float = 120.0) -> None:
+        """Stop, and write everything but the memory to the file ``state``; the memory is in a file already."""
+        await self.pause()
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            await self._prepare_migration()
+            await self.qmp.give_fd("state", write)
+        finally:
+            os.close(write)
+        saving = asyncio.to_thread(_copy_out, read, state)
+        await asyncio.gather(saving, self._migrate("migrate", {"uri": "fd:state"}, timeout))
+
+    async def restore(self, state: int, timeout: float = 60.0) -> None:
+        """Take over the saved state that the file descriptor ``state`` reads, and stay stopped.
+
+        :raise VmError: QEMU does not take it.
+        """
+        read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            await self._prepare_migration()
+            await self.qmp.give_fd("state", read)
+        finally:
+            os.close(read)
+        loading = asyncio.to_thread(_copy_in, state, write)
+        await asyncio.gather(loading, self._migrate("migrate-incoming", {"uri": "fd:state"}, timeout))
+
+    async def _prepare_migration(self) -> None:
+        """x-ignore-shared: memory in a file is not part of the stream.  events: no polling for the end."""
+        names = ("x-ignore-shared", "events")
+        await self.qmp.execute("migrate-set-capabilities", {
+            "capabilities": [{"capability": name, "state": True} for name in names]})
+
+    async def _migrate(self, command: str, arguments: Mapping[str, Any], timeout: float) -> None:
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def listen() -> None:
+            async for event in self.qmp.events():
+                data: Any = event.get("data") or {}
+                if event["event"] == "MIGRATION" and data.get("status") in ("completed", "failed"):
+                    ended.set_result(data["status"])
+                    return
+
+        listener = asyncio.ensure_future(listen())
+        gone = asyncio.ensure_future(self.gone.wait())
+        waited: set[asyncio.Future[Any]] = {ended, gone}
+        await asyncio.sleep(0)  # the listener must be there before the answer
+        try:
+            await self.qmp.execute(command, arguments)
+            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() or ended.result() != "completed":
+                how = "failed" if ended.done() else "did not end" if not self.gone.is_set() else "ended QEMU"
+                raise self.failure(f"{command} {how}")
+        finally:
+            listener.cancel()
+            gone.cancel()
+
     async def kill(self, timeout: float = 10.0) -> None:
         """End QEMU at once.  End state: the process is gone; called again: nothing happens."""
         if not self.gone.is_set():
@@ -212,3 +268,19 @@ class Machine:
             await self.qmp.execute("object-del", {"id": f"ram-{name}"})
             raise
         return size
+
+
+def _copy_out(source: int, path: str) -> None:
+    """Read a pipe to its end into a new file; closes the pipe."""
+    with os.fdopen(source, "rb", buffering=0) as f, open(path, "xb") as target:
+        while data := f.read(1 << 20):
+            target.write(data)
+
+
+def _copy_in(source: int, pipe: int) -> None:
+    """Write a whole file into a pipe; closes the pipe."""
+    with os.fdopen(pipe, "wb", buffering=0) as f:
+        at = 0
+        while data := os.pread(source, 1 << 16, at):
+            at += len(data)
+            f.write(data)

@@ -61,7 +61,8 @@ class UnifiedBackend(Backend):
         return SandboxPlan(
             id=bundle.id, flavor=self.name,
             machine=machine.plan(config, options, size, vcpus_of(bundle.resources), memory_of(bundle.resources)),
-            boot="pool" if config.pool_size else "template" if config.template else "cold",
+            base_vcpus=size.default_vcpus, base_memory=size.default_memory,
+            boot="pool" if config.pool_size else "template" if config.template and not config.image else "cold",
             template_path=config.template_path, agent_transport=config.agent_transport,
             boot_timeout=config.boot_timeout, hostname=bundle.hostname,
             network_model=config.internetworking_model, hotplug_network=not config.disable_new_netns,
