@@ -92,7 +92,7 @@ def build_image(kernel: Asset, base: Asset, progress: Progress, *, fmt: str = "e
 
 
 def _make_erofs(tree: Path, image: Path) -> None:
-    argv = ["mkfs.erofs", "--quiet", "-zlz4hc,9", "-T0", f"-U{UUID}", "--all-root", image, tree]
+    argv: list[str | Path] = ["mkfs.erofs", "--quiet", "-zlz4hc,9", "-T0", f"-U{UUID}", "--all-root", image, tree]
     run(argv, timeout=TIMEOUT, hint="apt-get install erofs-utils")
 
 
