@@ -63,7 +63,9 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
     if record["cgroup"]:
         from kata import cgroups
 
-        cgroups.at(record["cgroup"]).remove()
+        # The machine stays in its first container's cgroup until another one takes it over.
+        other = "" if last else _another_cgroup(container)
+        cgroups.at(record["cgroup"]).remove(kill=last and force, move_to=cgroups.at(other) if other else None)
     state.remove_container(container)
 
 
@@ -101,6 +103,16 @@ def _is_last(container: state.Container) -> bool:
     except (FileNotFoundError, KataError):
         return True
     return not set(recorded) - {container.id}
+
+
+def _another_cgroup(container: state.Container) -> str:
+    """Cgroup of a container that stays in the sandbox; "" if there is none."""
+    with suppress(FileNotFoundError, KataError):
+        for other, entry in state.read_json(f"{container.sandbox_dir}/sandbox.json")["containers"].items():
+            if other != container.id:
+                path: str = state.load_container(entry["root"], other).record["cgroup"]
+                return path
+    return ""
 
 
 def _await_shim(pid: int, started: int, timeout: float = 2.0) -> None:

@@ -17,7 +17,7 @@ from kata import state, template
 from kata.contract import MachinePlan, SandboxPlan
 from kata.errors import HostError, KataError
 from kata.planjson import from_json
-from kata.storage import mountns
+from kata.storage import mountns, special
 from kata.storage.share import ShareRoot
 from kata.vm.launch import Memory, launch
 from kata_agent.linux import syscalls
@@ -62,7 +62,8 @@ class Start:
     def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
         """Start QEMU and record it."""
         assert self.share is not None
-        launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory)
+        launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory,
+                          special.install)
         self.machine, self.pid, self.token = machine, launched.pid, launched.channel_token
         self.update(qemu={"pid": self.pid, "start": state.start_time(self.pid)}, channel_token=self.token)
 

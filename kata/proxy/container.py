@@ -31,11 +31,18 @@ class Container:
     shims: dict[str, int] = field(default_factory=dict)  #: exec id -> host pid of the shim attached
     disks: list[str] = field(default_factory=list)
     ooms: int = 0  #: how often the guest's kernel killed for lack of memory
+    report: asyncio.Future[None] | None = None  #: of the latest one, to engines that watch the host's cgroup
     _oom: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
         return self.plan.id
+
+    @property
+    def cgroup(self) -> str:
+        """Path of its cgroup on the host."""
+        value: str = self.record.record["cgroup"]
+        return value
 
     @property
     def status(self) -> str:

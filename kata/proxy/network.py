@@ -12,7 +12,6 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict
 
-from kata import cgroups
 from kata.agent_client import AgentClient
 from kata.contract import SandboxPlan
 from kata.errors import HostError, KataError
@@ -197,11 +196,6 @@ class Network:
             finally:
                 self._queries -= 1
         await self.agent.guest("AnswerDns", guest_pb2.DnsAnswer(id=query.id, answer=answer))
-
-    async def report_oom(self, cgroup: str) -> None:
-        """Tell engines that watch the container's cgroup that it ran out of memory."""
-        if cgroup:
-            await asyncio.to_thread(cgroups.signal_oom, cgroup)
 
 
 def _loopback_resolvers() -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from kata import wire
 from kata.agent_client import ChannelClosed
 from kata.contract import ContainerPlan
-from kata.errors import HostError, KataError, UsageError
+from kata.errors import HostError, KataError, NotFound, UsageError
 from kata.planjson import from_json
 from kata.proxy import convert, stats
 from kata.proxy.control import Connection
@@ -101,9 +101,12 @@ class Operations:
         if container_id not in self.sandbox.containers or container_id in self.sandbox.expected:
             future = self.sandbox.expected.setdefault(container_id, asyncio.get_running_loop().create_future())
             await asyncio.shield(future)
-        self.sandbox.find(container_id)
+        container = self.sandbox.find(container_id)
+        if exec_id not in container.processes:
+            raise NotFound(f"container {container_id} has no process {exec_id}", values={"id": container_id})
         attachment = Attachment(self.sandbox.agent, container_id, exec_id, connection,
-                                (r["offsets"][0], r["offsets"][1], r["offsets"][2]), r["terminal"])
+                                (r["offsets"][0], r["offsets"][1], r["offsets"][2]), r["terminal"],
+                                container.processes[exec_id])
 
         def on_frame(kind: int, flags: int, payload: bytes) -> None:
             stream = flags & wire.STREAM_MASK
@@ -114,13 +117,13 @@ class Operations:
                 attachment.on_stdin(offset, data, bool(flags & wire.EOF))
 
         connection.frames = on_frame
-        self.sandbox.find(container_id).shims[exec_id] = r["pid"]
+        container.shims[exec_id] = r["pid"]
         self.sandbox.spawn(self._attached(connection, attachment, r["pid"]))
         return {}
 
     async def _attached(self, connection: Connection, attachment: Attachment, shim: int) -> None:
         container = self.sandbox.find(attachment.container)
-        ended = container.processes[attachment.exec_id]
+        ended = attachment.ended
         delivered = asyncio.Event()
         pump = asyncio.ensure_future(attachment.run(delivered.set))
         closed = asyncio.ensure_future(connection.closed.wait())

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 
-from kata import state
+from kata import cgroups, state
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.daemons import start_factory
@@ -124,6 +124,7 @@ class Sandbox:
                                   state.load_container(entry["root"], container_id))
             container.disks = [f"disk-{disk.serial}" for disk in plan.disks]
             self.containers[container_id] = container
+            cgroups.release_limit(container.cgroup)
             if container_id not in guest:
                 container.set_exited(137)
                 continue
@@ -202,7 +203,7 @@ class Sandbox:
         if container is not None:
             log(f"container {container_id} ran out of memory")
             container.add_oom()
-            self.spawn(self.network.report_oom(container.record.record.get("cgroup", "")))
+            container.report = asyncio.ensure_future(_report_oom(container.cgroup))
 
     async def _watch_process(self, container: Container, exec_id: str) -> None:
         """Record the exit of a process, whoever else waits for it."""
@@ -212,7 +213,9 @@ class Sandbox:
                 "WaitProcess", guest_pb2.ProcessId(container_id=container.id, exec_id=exec_id), timeout=None)
             status = int(reply.status) & 0xFF
             if exec_id == container.id and reply.oom_killed and not container.ooms:
-                container.add_oom()
+                self._oom(container.id)
+            if exec_id == container.id and container.report is not None:
+                await container.report  # engines must see it before the exit
         except ChannelClosed:
             return  # watch_machine or the next proxy decides
         except GuestError as e:
@@ -424,6 +427,14 @@ class Sandbox:
         for name in ("channel.sock", "qmp.sock"):
             if os.path.exists(f"{self.directory}/{name}"):
                 os.unlink(f"{self.directory}/{name}")
+
+
+async def _report_oom(cgroup: str) -> None:
+    """Let engines that watch the container's cgroup on the host see that it ran out of memory."""
+    try:
+        await asyncio.to_thread(cgroups.signal_oom, cgroup)
+    except KataError as e:
+        log(f"{e}")
 
 
 def _done(status: int) -> asyncio.Future[int]:

@@ -17,6 +17,7 @@ from kata.proxy.log import log
 from kata.proxy.ops import Operations
 from kata.proxy.record import SandboxRecord
 from kata.proxy.sandbox import Sandbox
+from kata.storage.special import SpecialFiles
 from kata.vm.machine import Machine
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     agent = AgentClient(f"{start.directory}/channel.sock", start.token)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
                       cloned=start.template is not None)
+    _follow_special_files(machine.pid)
     operations = Operations(sandbox)
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
@@ -64,6 +66,19 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     await agent_socket.close()
     await _drain(server)
     await sandbox.close()
+
+
+def _follow_special_files(pid: int) -> None:
+    """Answer QEMU's system calls for FIFOs, sockets and device nodes (:mod:`kata.storage.special`)."""
+    files = SpecialFiles(pid)
+    loop = asyncio.get_running_loop()
+
+    def handle() -> None:
+        if not files.handle():
+            loop.remove_reader(files.fileno())
+            files.close()
+
+    loop.add_reader(files.fileno(), handle)
 
 
 async def _restored(start: Start, machine: Machine) -> bool:

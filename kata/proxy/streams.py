@@ -32,7 +32,7 @@ class Attachment:
     """A shim attached to a process of a container."""
 
     def __init__(self, agent: AgentClient, container: str, exec_id: str, link: Link,
-                 offsets: tuple[int, int, int], terminal: bool) -> None:
+                 offsets: tuple[int, int, int], terminal: bool, ended: asyncio.Future[int]) -> None:
         self.agent = agent
         self.container = container
         self.exec_id = exec_id
@@ -40,6 +40,7 @@ class Attachment:
         self.offsets = list(offsets)  #: per stream: bytes the shim has taken (0: given)
         self.acked = list(offsets)
         self.terminal = terminal
+        self.ended = ended  #: the process's exit status, once it is settled
         self._room = asyncio.Event()
         self._moved = [asyncio.Event() for _ in offsets]
         self._closing: asyncio.Future[Any] | None = None
@@ -70,7 +71,7 @@ class Attachment:
         if not self.terminal:
             outputs.append(asyncio.ensure_future(self._pump_output(wire.STDERR)))
         try:
-            status = await self._wait()
+            status = await asyncio.shield(self.ended)
             # What the process wrote before it ended goes ahead of its exit; a
             # child of its own may hold an output open for longer.
             for stream, output in enumerate(outputs, wire.STDOUT):
@@ -82,11 +83,6 @@ class Attachment:
         finally:
             for task in (stdin, *outputs):
                 task.cancel()
-
-    async def _wait(self) -> int:
-        request = guest_pb2.ProcessId(container_id=self.container, exec_id=self.exec_id)
-        reply = await self.agent.guest("WaitProcess", request, timeout=None)
-        return int(reply.status) & 0xFF
 
     async def _drain(self, stream: int, pump: asyncio.Task[None]) -> None:
         """Wait until everything that is in the stream now has been sent."""
