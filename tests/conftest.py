@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from harness import evidence
 from harness.oci import Oci
 from harness.proc import TAG_VARIABLE
 from harness.rootfs import busybox_rootfs
 from harness.runtime import Runtime, under_test
+from harness.sweep import sweep
+from harness.wait import Late
 
 #: Folders whose tests start containers.
 CONTAINER_SUITES = ("oci", "engines")
+
+SECONDS_PER_TEST = 400
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,6 +50,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cannot = item.get_closest_marker("control_cannot")
         if cannot:
             item.add_marker(pytest.mark.skip(reason=f"control {under_test().name}: {cannot.args[0]}"))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if os.geteuid() == 0 and not hasattr(session.config, "workerinput"):
+        sweep()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """The last resort: a test that reads without a deadline is ended after SECONDS_PER_TEST."""
+
+    def late(*_: object) -> None:
+        raise Late(f"the test did not end within {SECONDS_PER_TEST} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS_PER_TEST)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from .leaks import SANDBOXES, sandbox_key
+from .proc import TAG_VARIABLE
 
 #: Bytes of each log's end that are shown.
 TAIL = 6000
@@ -43,8 +45,9 @@ def capture(root: Path | None = None, id: str = "", files: Iterable[Path] = ()) 
     folders: list[Path] = []
     if root is not None and (SANDBOXES / sandbox_key(root, id)).exists():
         folders = [SANDBOXES / sandbox_key(root, id)]
-    elif SANDBOXES.exists():
-        folders = sorted(SANDBOXES.iterdir())
+    elif SANDBOXES.exists():  # an engine's: those that name this run
+        tag = os.environ.get(TAG_VARIABLE, "")
+        folders = [f for f in sorted(SANDBOXES.iterdir()) if tag and tag in tail(f / "sandbox.json", 1 << 20)]
     for path in [*files, *(log for folder in folders for log in _sandbox_logs(folder))]:
         text = tail(path)
         if text:
@@ -55,7 +58,7 @@ def collect() -> list[tuple[str, str]]:
     """Everything captured since the last call, and the watched logs' ends."""
     if not _captured:
         capture()
-    sections = [*_captured, *((str(log), tail(log)) for log in sorted(_logs))]
+    sections = [*_captured, *((str(log), tail(log, 2000)) for log in sorted(_logs))]
     _captured.clear()
     return sections
 

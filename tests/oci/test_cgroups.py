@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+
 from harness.oci import Container, Oci
 from harness.proc import environment
 from harness.text import compare, script, sections

@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+
 from harness.oci import Container, Oci
 from harness.text import compare, mask, script, sections, status
 from harness.wait import eventually, process_end

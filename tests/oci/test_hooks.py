@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from harness.bundle import Bundle
 from harness.oci import Oci
 from harness.schema import check_state

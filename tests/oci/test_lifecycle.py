@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+
 from harness.oci import Container, Oci
 from harness.schema import check_state
 from harness.wait import alive, eventually

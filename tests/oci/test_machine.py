@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from harness.leaks import SANDBOXES, sandbox_key
 from harness.oci import Oci
 from harness.text import compare, script, sections
@@ -20,8 +21,11 @@ MIB = 1 << 20
 
 def test_own_kernel_and_size(oci: Oci) -> None:
     """Another kernel; default memory and processors; what limits add; the container's limit inside."""
-    check = script(kernel="uname -r; cat /proc/sys/kernel/random/boot_id", cpus="nproc",
-                   memory="awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo", agent="cat /proc/1/cmdline")  # fmt: skip
+    check = script(
+        kernel="uname -r; cat /proc/sys/kernel/random/boot_id",
+        cpus="nproc",
+        memory="awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo",
+    )
     host_boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     with oci.running(oci.bundle()) as c:
         plain = sections(c.sh(check).ok().stdout)

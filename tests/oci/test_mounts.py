@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from harness.oci import Oci
 from harness.proc import run
 from harness.text import compare, script, sections

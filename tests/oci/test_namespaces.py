@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from harness.oci import Oci
 from harness.proc import run
 from harness.text import compare, script, sections

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from harness.oci import Container, Oci
 from harness.proc import run
 from harness.wait import alive, eventually

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+
 from harness.bundle import Bundle
 from harness.oci import Container, Oci
 from harness.text import compare, script, sections
@@ -43,7 +44,7 @@ def member(oci: Oci, dialect: str, sandbox: Container | None, text: str = "") ->
     if sandbox:
         for ns in bundle.linux["namespaces"]:
             if ns["type"] in ("network", "ipc", "uts"):
-                ns["path"] = f"/proc/{sandbox.pid}/ns/{dict(network='net').get(ns['type'], ns['type'])}"
+                ns["path"] = f"/proc/{sandbox.pid}/ns/{ns['type'].replace('network', 'net')}"
         del bundle.config["hostname"]
     return bundle
 

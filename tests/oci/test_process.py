@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from harness.bundle import PATH
 from harness.oci import Container, Oci
 from harness.text import compare, mask, script, sections, status

@@ -11,6 +11,7 @@ import termios
 import threading
 
 import pytest
+
 from harness.console import ConsoleSocket, Terminal
 from harness.oci import Container, Oci
 from harness.proc import environment
