@@ -62,6 +62,7 @@ class Cgroups:
         self.mount = mount
         self.base = f"{mount}/{parent}" if mount else ""
         self.controllers: frozenset[str] = frozenset()
+        self._taken = 0  # bytes that were no container's before the first one
 
     def setup(self) -> None:
         """Make the parent and hand it every controller."""
@@ -70,14 +71,16 @@ class Cgroups:
         os.makedirs(self.base, 0o755, exist_ok=True)
         delegate(self.mount)
         delegate(self.base)
+        total, available = memory()
+        self._taken = total - available
         self.controllers = frozenset(read(f"{self.base}/cgroup.subtree_control").split())
         self.guard()
 
     def guard(self) -> None:
         """Limit all containers together; again after memory was added."""
         if "memory" in self.controllers:
-            total = memory_total()
-            write(f"{self.base}/memory.max", str(max(total - _RESERVE, total // 2)))
+            free = memory()[0] - self._taken
+            write(f"{self.base}/memory.max", str(max(free - _RESERVE, free // 2)))
         if "pids" in self.controllers:
             most = min(int(read("/proc/sys/kernel/pid_max")), int(read("/proc/sys/kernel/threads-max")))
             write(f"{self.base}/pids.max", str(max(most - _RESERVED_PIDS, most // 2)))
@@ -96,13 +99,14 @@ def delegate(folder: str) -> None:
             log.warning(f"cgroup controller {name}: {error.strerror}")
 
 
-def memory_total() -> int:
-    """Memory of the guest, bytes."""
+def memory() -> tuple[int, int]:
+    """Memory of the guest: all, and what processes could still get; bytes."""
+    found = {}
     with open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
-    raise internal("/proc/meminfo has no MemTotal")
+            name, _, rest = line.partition(":")
+            found[name] = int(rest.split()[0]) * 1024
+    return found["MemTotal"], found["MemAvailable"]
 
 
 class Cgroup:

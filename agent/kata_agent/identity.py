@@ -142,10 +142,10 @@ def cpu_list(text: str) -> set[int]:
     """
     result: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        if not (first.isascii() and first.isdigit()) or (last and not (last.isascii() and last.isdigit())):
+        first, dash, last = part.partition("-")
+        if not part.isascii() or not first.isdigit() or not (last if dash else first).isdigit():
             raise invalid(f"{text!r} is no list of processors")
-        low, high = int(first), int(last or first)
+        low, high = int(first), int(last if dash else first)
         if low > high or high >= 8192:
             raise invalid(f"{text!r} is no list of processors")
         result.update(range(low, high + 1))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kata_agent import __version__, seccomp, storage
 from kata_agent.blockdev import HANDLERS as DEVICE_HANDLERS
-from kata_agent.cgroup import memory_total, read
+from kata_agent.cgroup import memory, read
 from kata_agent.errors import AgentError, internal, invalid
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import agent_pb2, codes, guest_pb2
@@ -37,10 +37,11 @@ def _offline() -> list[str]:
 
 
 def online(
-    sandbox: Sandbox, processors: int, memory: bool, done: Callable[[AgentError | None], None]
+    sandbox: Sandbox, processors: int, blocks: bool, done: Callable[[AgentError | None], None]
 ) -> None:
     """Use plugged processors (and memory blocks).
 
+    :param blocks: memory, too
     :param processors: 0 = what is there now, else wait until so many more are.
     """
     count = 0
@@ -50,7 +51,7 @@ def online(
         for path in _offline():
             _enable(path, "1")
             count += 1
-        if memory:
+        if blocks:
             _online_memory()
         return True if count >= processors else None
 
@@ -163,12 +164,9 @@ def set_hostname(name: str) -> None:
 
 def status(sandbox: Sandbox) -> guest_pb2.GuestStatusResponse:
     """Memory, processors, kernel, boot."""
-    available = 0
-    for line in read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
+    total, available = memory()
     return guest_pb2.GuestStatusResponse(
-        mem_total=memory_total(),
+        mem_total=total,
         mem_available=available,
         online_cpus=os.sysconf("SC_NPROCESSORS_ONLN"),
         uptime_nsec=time.clock_gettime_ns(time.CLOCK_BOOTTIME),

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from kata_agent.cgroup import memory
 from kata_agent.errors import invalid
 from kata_agent.stats import inner_pid
 
@@ -28,7 +29,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class _Process:
     """What /proc says of one process; numbers are those in the container's pid namespace."""
 
-    def __init__(self, pid: int, uptime: float, memory: int) -> None:
+    def __init__(self, pid: int, uptime: float, memory_total: int) -> None:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             text = file.read()
         name, _, rest = text.partition("(")[2].rpartition(")")
@@ -51,7 +52,7 @@ class _Process:
             "USER": str(info.st_uid), "GROUP": str(info.st_gid), "GID": str(info.st_gid), "CMD": command,
             "COMMAND": command, "COMM": name, "TIME": _clock(cpu), "TTY": _tty(tty), "TT": _tty(tty),
             "STAT": fields[0], "S": fields[0], "VSZ": str(int(fields[20]) // 1024), "RSS": str(rss // 1024),
-            "NI": fields[16], "%CPU": f"{share:.1f}", "%MEM": f"{100 * rss / memory:.1f}", "STIME": clock,
+            "NI": fields[16], "%CPU": f"{share:.1f}", "%MEM": f"{100 * rss / memory_total:.1f}", "STIME": clock,
             "START": clock, "ELAPSED": _clock(age), "C": str(min(share, 99)),
         }
 
@@ -84,13 +85,11 @@ def listing(container: Container, form: str, args: list[str]) -> bytes:
     columns = _columns(args)
     with open("/proc/uptime", encoding="ascii") as file:
         uptime = float(file.read().split()[0])
-    from kata_agent.cgroup import memory_total
-
-    memory = memory_total()
+    total, _available = memory()
     found = []
     for pid in pids:
         try:
-            found.append(_Process(pid, uptime, memory))
+            found.append(_Process(pid, uptime, total))
         except (OSError, ValueError, IndexError):
             continue  # it has ended meanwhile
     found.sort(key=lambda process: process.pid)

@@ -177,7 +177,10 @@ class Box:
         exec_id = exec_id or f"e{next(_counter)}"
         process = oci_pb2.Process(Args=args, Env=["PATH=/bin:/usr/bin"], Cwd="/")
         for name, value in fields.items():
-            if name == "User":
+            if name == "caps":
+                for kind in ("Bounding", "Effective", "Permitted"):
+                    getattr(process.Capabilities, kind).extend(value)  # type: ignore[arg-type]
+            elif name == "User":
                 process.User.CopyFrom(value)  # type: ignore[arg-type]
             else:
                 setattr(process, name, value)

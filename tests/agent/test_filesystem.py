@@ -31,7 +31,7 @@ def test_bind_mounts(box, tmp_path):
     b.spec.Mounts.add(type="bind", source=str(tmp_path / "single"), destination="/etc/single", options=["bind", "ro"])
     b.spec.Mounts.add(source=str(tmp_path / "dir"), destination="/ro",
                       options=["rbind", "ro", "nosuid", "nodev", "noexec", "noatime", "rprivate"])
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert out.startswith("textone")
     assert "Read-only file system" in err
     assert (tmp_path / "dir/new").read_text() == "new\n"
@@ -123,10 +123,11 @@ def test_masked_and_read_only_paths(box, rootfs):
     (rootfs / "hide2").mkdir()
     (rootfs / "hide2/secret").write_text("s")
     (rootfs / "file").write_text("s")
-    b = box("sh", "-c", "ls -A /hide /hide2; cat /file; echo x > /etc/x; echo 1 > /proc/sys/kernel/printk; touch /hide/y")
+    b = box("sh", "-c", "ls -A /hide /hide2; cat /file; echo x > /etc/x; "
+                        "echo 1 > /proc/sys/kernel/printk; touch /hide/y")
     b.spec.Linux.MaskedPaths.extend(["/hide", "/hide2", "/file", "/missing"])
     b.spec.Linux.ReadonlyPaths.extend(["/etc", "/proc/sys", "/missing"])
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert out == "/hide:\n\n/hide2:\n"
     assert err.count("Read-only file system") == 3
 
@@ -160,7 +161,7 @@ def test_mqueue_sysfs_and_overlay(box, rootfs, tmp_path):
     b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/scratch")
     b.spec.Mounts.add(type="overlay", source="overlay", destination="/o",
                       options=[f"lowerdir={tmp_path}/low", f"upperdir={tmp_path}/up", f"workdir={tmp_path}/work"])
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert "below" in out, err
     assert "/sys sysfs" in out
     assert "/dev/mqueue mqueue" in out

@@ -55,7 +55,7 @@ def test_shared_pid_namespace_of_the_sandbox(box):
 
 
 def test_hostname_domainname_sysctl(box):
-    b = box("sh", "-c", "hostname; cat /proc/sys/kernel/domainname /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_forward")
+    b = box("sh", "-c", "hostname; cd /proc/sys; cat kernel/domainname kernel/msgmax net/ipv4/ip_forward")
     b.spec.Hostname = "hosty"
     b.extras.domainname = "dom.example"
     b.spec.Linux.Sysctl["kernel.msgmax"] = "12345"
@@ -77,14 +77,15 @@ def test_user_namespace(box, rootfs, tmp_path):
     (tmp_path / "v").mkdir(mode=0o700)
     for path in (rootfs, *rootfs.rglob("*")):
         os.chown(path, 100000, 100000, follow_symlinks=False)
-    b = box("sh", "-c", "id -u; cat /proc/self/uid_map; echo $$; mount | grep -c proc; touch /tmp/f; cat /dev/null && echo null; "
+    b = box("sh", "-c", "id -u; cat /proc/self/uid_map; echo $$; mount | grep -c proc; "
+                        "touch /tmp/f; cat /dev/null && echo null; "
                         "ls -ld /v | awk '{print $3}'")
     b.spec.Linux.Namespaces.add(Type="user")
     b.spec.Linux.UIDMappings.add(HostID=100000, ContainerID=0, Size=65536)
     b.spec.Linux.GIDMappings.add(HostID=100000, ContainerID=0, Size=65536)
     b.spec.Mounts.add(type="sysfs", source="sysfs", destination="/sys", options=["ro"])
     b.spec.Mounts.add(type="bind", source=str(tmp_path / "v"), destination="/v", options=["rbind"])
-    status, out, err = b.run()
+    _status, out, err = b.run()
     lines = out.splitlines()
     assert lines[0] == "0", (out, err)
     assert lines[1].split() == ["0", "100000", "65536"]

@@ -194,7 +194,8 @@ def test_rlimits_and_oom_score(box):
 def seccomp_errno_on(number: int, errno: int) -> bytes:
     """Allow all but one system call."""
     insn = struct.Struct("=HBBI").pack
-    return insn(0x20, 0, 0, 0) + insn(0x15, 0, 1, number) + insn(0x06, 0, 0, 0x50000 | errno) + insn(0x06, 0, 0, 0x7FFF0000)
+    test = insn(0x20, 0, 0, 0) + insn(0x15, 0, 1, number)
+    return test + insn(0x06, 0, 0, 0x50000 | errno) + insn(0x06, 0, 0, 0x7FFF0000)
 
 
 @pytest.mark.parametrize("no_new_privileges", [True, False])
@@ -203,7 +204,7 @@ def test_seccomp_bpf(box, no_new_privileges):
     b.extras.process.seccomp_bpf = seccomp_errno_on(83, 38)
     b.spec.Process.NoNewPrivileges = no_new_privileges
     b.spec.Process.User.UID = 1000
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert "Function not implemented" in err
     assert out.split() == ["CapEff:", "0" * 16, "Seccomp:", "2"]
 
@@ -215,7 +216,7 @@ def test_seccomp_by_rules(box):
     seccomp.Architectures.extend(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
     seccomp.Syscalls.add(Names=["mkdir", "mkdirat", "no_such_call"], Action="SCMP_ACT_ERRNO")
     b.spec.Hostname = "boxed"
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert "Operation not permitted" in err
     assert out == "boxed\n"
     b = box("true")
@@ -307,7 +308,7 @@ def test_terminal(box):
 
 def test_terminal_of_an_exec(box):
     b = box("sleep", "100").create().start()
-    status, out, _ = b.exec(["sh", "-c", "tty; test -t 0 && echo yes"], Terminal=True)
+    _status, out, _ = b.exec(["sh", "-c", "tty; test -t 0 && echo yes"], Terminal=True)
     assert out.replace("\r", "") == "/dev/pts/0\nyes\n"
     with pytest.raises(RpcError) as info:
         b.client.TtyWinResize(container_id=b.id, row=1, column=1)

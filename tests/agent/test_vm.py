@@ -114,8 +114,8 @@ def test_agent_is_protected(box, client):
 
 
 def test_limits_are_written(box):
-    b = box("sh", "-c", "cd /sys/fs/cgroup; sleep 0.5; for f in memory.max memory.low memory.swap.max cpu.max cpu.weight "
-                        "pids.max cpuset.cpus hugetlb.2MB.max; do echo $f $(cat $f); done")
+    b = box("sh", "-c", "cd /sys/fs/cgroup; sleep 0.5; for f in memory.max memory.low memory.swap.max cpu.max "
+                        "cpu.weight pids.max cpuset.cpus hugetlb.2MB.max; do echo $f $(cat $f); done")
     resources = b.spec.Linux.Resources
     resources.Memory.Limit, resources.Memory.Reservation, resources.Memory.Swap = 64 << 20, 32 << 20, 100 << 20
     resources.CPU.Shares, resources.CPU.Quota, resources.CPU.Period = 512, 50000, 100000
@@ -170,17 +170,17 @@ def test_small_limits_do_not_hinder_creation(box):
 def test_out_of_memory(box, client):
     before = client.guest.ListAll().last_event
     waiting = client.start("grpc.AgentService", "GetOOMEvent")
-    b = box("sh", "-c", "head -c 100000000 /dev/zero | tail")
+    b = box("sh", "-c", "dd if=/dev/zero of=/dev/null bs=30M count=1; echo $?")
     b.spec.Linux.Resources.Memory.Limit = 20 << 20
     b.create().start()
-    end = client.guest.WaitProcess(container_id=b.id)
+    assert client.guest.WaitProcess(container_id=b.id).status == 0
     event = client.guest.GetEvent(after=before)
     while event.WhichOneof("kind") != "oom":
         event = client.guest.GetEvent(after=event.seq)
     assert event.oom.container_id == b.id
     assert waiting.result().container_id == b.id
     assert client.guest.ContainerStats(container_id=b.id).memory_events["oom_kill"] >= 1
-    b2 = box("tail", "/dev/zero")
+    b2 = box("dd", "if=/dev/zero", "of=/dev/null", "bs=30M", "count=1")
     b2.spec.Linux.Resources.Memory.Limit = 20 << 20
     b2.create().start()
     end = client.guest.WaitProcess(container_id=b2.id)
@@ -188,7 +188,7 @@ def test_out_of_memory(box, client):
 
 
 def test_memory_of_all_containers_together_is_bounded(box, client):
-    b = box("tail", "/dev/zero").create().start()
+    b = box("dd", "if=/dev/zero", "of=/dev/null", "bs=1G", "count=1").create().start()
     assert client.guest.WaitProcess(container_id=b.id).status == 137
     assert client.Check().status == 1
 
@@ -205,13 +205,14 @@ def test_fork_bomb(box, client):
 def test_full_disk(box, client):
     b = box("sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=500; dd if=/dev/zero of=/dev/y bs=1M count=500")
     b.spec.Mounts.add(type="tmpfs", source="shm", destination="/dev/shm", options=["size=8m"])
-    status, _, err = b.run()
+    _status, _, err = b.run()
     assert "No space left" in err
     assert client.Check().status == 1
 
 
 def test_freeze(box, client):
     b = box("sh", "-c", "while :; do date +%s%N; sleep 0.05; done").create().start()
+    assert client.guest.ReadStream(container_id=b.id, stream=1, offset=0).data
     client.PauseContainer(container_id=b.id)
     assert client.guest.ListAll().containers[0].state == "paused"
     size = len(client.guest.ReadStream(container_id=b.id, stream=1, offset=0).data)
@@ -232,19 +233,21 @@ def test_freeze(box, client):
 
 def test_device_rules(box):
     b = box("sh", "-c", "echo a > /dev/null && echo null; head -c1 /dev/mem >/dev/null && echo mem; "
-                        "mknod /tmp/d c 1 1 && echo made; head -c 1 /dev/zero > /dev/null && echo zero")
+                        "mknod /t/d c 1 1 && echo made; head -c 1 /dev/zero > /dev/null && echo zero")
     b.spec.Process.Capabilities.Bounding.append("CAP_MKNOD")
     b.spec.Process.Capabilities.Effective.append("CAP_MKNOD")
     b.spec.Process.Capabilities.Permitted.append("CAP_MKNOD")
+    b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/t")
     b.spec.Linux.Devices.add(Path="/dev/mem", Type="c", Major=1, Minor=1, FileMode=0o666)
     b.spec.Linux.Resources.Devices.add(Allow=False, Access="rwm")
-    status, out, err = b.run()
+    _status, out, err = b.run()
     assert out.split() == ["null", "made", "zero"]
     assert "Operation not permitted" in err
-    b = box("sh", "-c", "rm -f /tmp/d; mknod /tmp/d c 1 1 && echo made; rm -f /tmp/d")
+    b = box("sh", "-c", "mknod /t/d c 1 1 && echo made; head -c1 /t/d")
     for kind in ("Bounding", "Effective", "Permitted"):
         getattr(b.spec.Process.Capabilities, kind).extend(["CAP_MKNOD", "CAP_DAC_OVERRIDE"])
     b.spec.Linux.Resources.Devices.add(Allow=True, Type="a", Access="rwm")
+    b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/t")
     assert b.run()[1] == "made\n"
 
 
@@ -262,7 +265,7 @@ def test_statistics(box, client):
     more = client.guest.ContainerStats(container_id=b.id)
     assert 1 in more.pids
     assert more.memory_limit == 64 << 20
-    assert "cpu.pressure" in more.pressure or True
+    assert set(more.pressure) <= {"cpu.pressure", "memory.pressure", "io.pressure"}
 
 
 def test_listing_processes(box, client):
@@ -330,14 +333,17 @@ def test_network(box, client):
     interface = types_pb2.Interface(device="eth0", name="eth0", mtu=1400, hwAddr=MACS[0], IPAddresses=[
         types_pb2.IPAddress(address="10.0.2.15", mask="24"),
         types_pb2.IPAddress(family=types_pb2.v6, address="fec0::15", mask="64")])
-    b = box("sleep", "1000").create().start()
+    b = box("sleep", "1000")
+    for kind in ("Bounding", "Effective", "Permitted"):
+        getattr(b.spec.Process.Capabilities, kind).append("CAP_NET_RAW")
+    b.create().start()
     assert "eth0" not in b.exec(["ls", "/sys/class/net"])[1]
     client.UpdateInterface(interface=interface)
     listed = {i.name: i for i in client.ListInterfaces().Interfaces}
     assert set(listed) == {"lo", "eth0"}
     assert (listed["eth0"].hwAddr, listed["eth0"].mtu) == (MACS[0], 1400)
     assert {f"{a.address}/{a.mask}" for a in listed["eth0"].IPAddresses} >= {"10.0.2.15/24", "fec0::15/64"}
-    assert b.exec(["ping", "-c1", "-W5", "10.0.2.2"])[0] == 0
+    assert b.exec(["ping", "-c1", "-W5", "10.0.2.2"], caps=["CAP_NET_RAW"])[0] == 0
     routes = agent_pb2.Routes(Routes=[
         types_pb2.Route(dest="", gateway="10.0.2.2", device="eth0"),
         types_pb2.Route(dest="192.168.9.0/24", device="eth0", scope=253),

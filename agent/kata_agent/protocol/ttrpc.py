@@ -122,49 +122,43 @@ class GuestDecoder:
     a RESET is discarded.
     """
 
-    __slots__ = ("_decoder", "_held", "_synced", "_token")
+    __slots__ = ("_decoder", "_held", "_synced", "_tail", "_token")
 
     def __init__(self, token: bytes) -> None:
         if len(token) != TOKEN_SIZE:
             raise ValueError(f"the token has {TOKEN_SIZE} bytes, not {len(token)}")
         self._token = token
         self._decoder = Decoder()
-        self._held = b""
+        self._tail = b""  # the last bytes that were decoded: a token may have started in them
+        self._held = b""  # bytes that look like a token's start, not decoded yet
         self._synced = False
 
     def feed(self, data: bytes) -> list[Frame]:
         """The frames in ``data``; whoever sees one of type RESET answers it with
         :func:`reset_frame` of its payload and drops all unanswered requests."""
-        token = self._token
-        if self._held:
-            data = self._held + data
-            self._held = b""
+        window = self._tail + self._held + data
+        passed = len(self._tail)
         frames: list[Frame] = []
-        start = 0
-        while True:
-            found = data.find(token, start)
-            if found < 0:
-                break
+        search = 0
+        while (found := window.find(self._token, search)) >= 0:
             header = found + TOKEN_SIZE
             end = header + _RESET_SIZE
-            if len(data) < end:
-                if _RESET_HEADER.startswith(data[header : header + len(_RESET_HEADER)]):
-                    frames += self._frames(data[start:found])
-                    self._held = data[found:]
-                    return frames
-            elif data.startswith(_RESET_HEADER, header):
-                self._decoder.clear()
-                self._synced = True
-                # What was decoded before it came from the end that is gone.
-                frames = [Frame(0, RESET, data[header + len(_RESET_HEADER) : end])]
-                start = end
+            if not _RESET_HEADER.startswith(window[header : header + len(_RESET_HEADER)]):
+                search = header  # the token, but no RESET: somebody's data
                 continue
-            # The token, but no RESET: somebody's data.
-            frames += self._frames(data[start:header])
-            start = header
-        keep = self._held_back(data, start)
-        self._held = data[len(data) - keep :] if keep else b""
-        frames += self._frames(data[start : len(data) - keep])
+            if len(window) < end:
+                stop = max(found, passed)
+                frames += self._frames(window[passed:stop])
+                self._tail, self._held = window[found:stop], window[stop:]
+                return frames
+            self._decoder.clear()
+            self._synced = True
+            # What was decoded before it came from the end that is gone.
+            frames = [Frame(0, RESET, window[header + len(_RESET_HEADER) : end])]
+            search = passed = end
+        stop = len(window) - self._held_back(window, passed)
+        frames += self._frames(window[passed:stop])
+        self._tail, self._held = window[max(search, stop - TOKEN_SIZE + 1, 0) : stop], window[stop:]
         return frames
 
     def _held_back(self, data: bytes, start: int) -> int:
