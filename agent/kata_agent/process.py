@@ -81,7 +81,7 @@ class Process:
 
         :param on_ready: it is prepared and waits for :meth:`go`.
         :param on_done: it has executed its program (None), or could not.
-        :param on_exit: it has ended.
+        :param on_exit: it has ended; comes before those who wait for that.
         :raise OSError: there is no child.
         """
         theirs: list[int] = []
@@ -105,8 +105,9 @@ class Process:
                 on_done(error)
 
             def exited(status: int) -> None:
-                self._exit(status)
+                self._end(status)
                 on_exit()
+                self._tell()
 
             self.launch = Launch(
                 self._loop, plan, per_process, id_maps, on_ready=ready, on_done=done, on_exit=exited,
@@ -154,12 +155,14 @@ class Process:
         if self.launch is not None and not self.exited:
             self.launch.kill()
 
-    def _exit(self, status: int) -> None:
+    def _end(self, status: int) -> None:
         self._phase = _EXITED
         self.status = status
         self.exited_at = time.time_ns()
         self.stdin.broken = True
         self.stdin.close()
+
+    def _tell(self) -> None:
         waiting, self._waiters = self._waiters, []
         for waiter in waiting:
             waiter()

@@ -68,7 +68,7 @@ class Machine:
             "-chardev", f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         ]
         for number, mac in enumerate(MACS):
-            argv += ["-netdev", f"user,id=n{number},restrict=on,ipv6=on", "-device",
+            argv += ["-netdev", f"user,id=n{number},restrict=on,ipv4=on,ipv6=on", "-device",
                      f"virtio-net-pci,netdev=n{number},mac={mac},romfile="]
         with (folder / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -188,7 +188,7 @@ def test_out_of_memory(box, client):
 
 
 def test_memory_of_all_containers_together_is_bounded(box, client):
-    b = box("dd", "if=/dev/zero", "of=/dev/null", "bs=1G", "count=1").create().start()
+    b = box("dd", "if=/dev/zero", "of=/dev/null", "bs=115M", "count=1").create().start()
     assert client.guest.WaitProcess(container_id=b.id).status == 137
     assert client.Check().status == 1
 
