@@ -28,7 +28,7 @@ KATA = str(Path(sys.executable).parent / "kata")
 UNAME = ["uname", "-s", "-r", "-v"]
 START = time.monotonic()
 DAEMON_TIMEOUT = 60.0  #: seconds until a daemon must answer, and must have ended
-RUN_TIMEOUT = 180.0  #: seconds for a container to start, do its work and end
+RUN_TIMEOUT = 120.0  #: seconds for a container to start, do its work and end
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID",
                 "CAP_SETUID"]  # fmt: skip
@@ -145,7 +145,12 @@ def private_docker(run_dir: Path, data: Path) -> Iterator[list[str]]:
         stack.enter_context(daemon("containerd", argv, data / "containerd.log", ready))
         argv = [*inside, *dockerd]
         stack.enter_context(daemon("dockerd", argv, data / "dockerd.log", [*docker, "version"]))
-        yield docker
+        try:
+            yield docker
+        finally:
+            listed = subprocess.run([*docker, "ps", "-aq"], capture_output=True, text=True, check=False).stdout.split()
+            if listed:
+                subprocess.run([*docker, "rm", "-f", *listed], stdout=subprocess.DEVNULL, check=False)
 
 
 @contextmanager

@@ -105,7 +105,8 @@ class Elf:
         names = []
         for segment in segments:
             if segment.type == PT_INTERP:
-                names.append(self._cut(segment.offset, segment.size).rstrip(b"\0").decode().rsplit("/", 1)[-1])
+                loader = self._cut(segment.offset, segment.size).rstrip(b"\0").decode(errors="replace")
+                names.append(loader.rpartition("/")[2])
         return names + [name for _, _, name in self._dynamic() if name]
 
     def _dynamic(self) -> list[tuple[int, int, str]]:
@@ -122,7 +123,7 @@ class Elf:
             name = ""
             if tag == DT_NEEDED:
                 end = self.data.find(b"\0", strings + value)
-                name = self._cut(strings + value, end - strings - value).decode()
+                name = self._cut(strings + value, end - strings - value).decode(errors="replace")
             found.append((segment.offset + at, tag, name))
         return found
 
