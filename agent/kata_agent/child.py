@@ -171,7 +171,7 @@ def _fork_into_pidns(sync: socket.socket) -> None:
     Without a user namespace the agent does it, and saves this second fork.
     """
     sc.unshare(sc.CLONE_NEWPID)
-    pid = os.fork()
+    pid = sc.fork()
     if pid:
         sync.send(PID + str(pid).encode())
         os._exit(0)
@@ -181,7 +181,7 @@ def _fork_into_pidns(sync: socket.socket) -> None:
 def _idmap_userns(uid_map: str, gid_map: str) -> int:
     """A user namespace that only carries the maps of an idmapped mount."""
     ours, theirs = socket.socketpair()
-    pid = os.fork()
+    pid = sc.fork()
     if pid == 0:
         try:
             ours.close()  # else its end would never be seen

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from kata_agent.errors import AgentError, internal
 from kata_agent.hooks import Hook, run_here
 from kata_agent.identity import StageError
+from kata_agent.linux import syscalls as sc
 from kata_agent.loop import EPOLLIN, Loop
 
 KINDS = ("prestart", "poststart", "poststop")
@@ -40,7 +41,7 @@ def run(loop: Loop, hooks: list[Hook], state: bytes, done: Callable[[AgentError 
         done(None)
         return
     receive, send = os.pipe()
-    pid = os.fork()
+    pid = sc.fork()
     if pid == 0:
         _run_all(hooks, state, send)
     os.close(send)

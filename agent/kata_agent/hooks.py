@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from kata_agent.identity import StageError
+from kata_agent.linux import syscalls as sc
 
 _MAX_OUTPUT = 4096  # bytes of stderr that go into an error
 
@@ -32,7 +33,7 @@ def run_here(hook: Hook, state: bytes) -> None:
     """
     state_read, state_write = os.pipe()
     error_read, error_write = os.pipe()
-    pid = os.fork()
+    pid = sc.fork()
     if pid == 0:
         _exec(hook, state_read, error_write)
     os.close(state_read)

@@ -173,7 +173,7 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
         uid, gid, groups, home = found.uid, found.gid, found.groups, found.home
     if not any(entry.startswith("HOME=") for entry in plan.env):
         plan.env.append(f"HOME={home or users.home_of(uid)}")
-    _make_cwd(plan.cwd)
+    _enter_cwd(plan.cwd)
     for fd in stdio:
         _give(fd, uid)
     _schedule(plan)
@@ -184,11 +184,8 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
             name = next(n for n, number in _RLIMITS.items() if number == kind)
             raise StageError("rlimit", errno.EPERM, f"error setting rlimit {name}: {error}") from None
     _become(plan, uid, gid, groups)
-    try:
-        os.chdir(plan.cwd)
-    except OSError as error:
-        text = f'chdir to cwd ("{plan.cwd}") set in config.json failed: {_reason(error)}'
-        raise StageError("cwd", error.errno or 0, text) from None
+    if uid:
+        _chdir(plan.cwd)
     if plan.umask >= 0:
         os.umask(plan.umask)
     else:
@@ -219,14 +216,25 @@ def _extra(plan: ProcessPlan) -> int:
     return _SYS_ADMIN
 
 
-def _make_cwd(cwd: str) -> None:
-    # As runc: a missing working directory is made, by root, inside the container.
+def _enter_cwd(cwd: str) -> None:
+    """As runc: a missing working directory is made, by root, inside the container."""
+    if os.path.lexists(cwd):
+        _chdir(cwd)
+        return
     try:
         os.makedirs(cwd, 0o755, exist_ok=True)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
-            text = f'mkdir "{cwd}" (cwd set in config.json): {_reason(error)}'
-            raise StageError("cwd", error.errno or 0, text) from None
+        text = f'mkdir "{cwd}" (cwd set in config.json): {_reason(error)}'
+        raise StageError("cwd", error.errno or 0, text) from None
+    _chdir(cwd)
+
+
+def _chdir(cwd: str) -> None:
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        text = f'chdir to cwd ("{cwd}") set in config.json failed: {_reason(error)}'
+        raise StageError("cwd", error.errno or 0, text) from None
 
 
 def _give(fd: int, uid: int) -> None:
@@ -322,6 +330,8 @@ def _problem(path: str) -> int:
         return error.errno or errno.ENOENT
     if stat.S_ISDIR(info.st_mode):
         return errno.EISDIR
+    if info.st_mode & 0o111 == 0o111:
+        return 0
     # Even root needs one x bit.
     if not info.st_mode & 0o111 or not os.access(path, os.X_OK, effective_ids=True):
         return errno.EACCES

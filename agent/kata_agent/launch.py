@@ -100,7 +100,7 @@ class Launch:
         try:
             own = per_process.enter()
             try:
-                self.pid = os.fork()
+                self.pid = sc.fork()
                 if self.pid == 0:
                     child.main(plan, theirs)
             finally:

@@ -31,7 +31,7 @@ class SharedPidNamespace:
         per_process.new = sc.CLONE_NEWPID
         own = per_process.enter()
         try:
-            pid = os.fork()
+            pid = sc.fork()
             if pid == 0:
                 _reap_forever()
         finally:

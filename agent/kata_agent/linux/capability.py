@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable
+from functools import cache
 
 from kata_agent.linux import syscalls
 from kata_agent.linux.syscalls import _check, _libc
@@ -43,6 +44,7 @@ def to_names(mask: int) -> list[str]:
     return [name for number, name in enumerate(NAMES) if mask >> number & 1]
 
 
+@cache
 def last_cap() -> int:
     """Highest capability number this kernel has."""
     with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
@@ -70,13 +72,13 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 def limit_bounding(keep: int) -> None:
     """Drop every capability outside ``keep`` from the bounding set (needs CAP_SETPCAP)."""
     for number in range(last_cap() + 1):
-        if not keep >> number & 1 and syscalls.prctl(syscalls.PR_CAPBSET_READ, number):
+        if not keep >> number & 1:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
 
 
 def set_ambient(mask: int) -> None:
     """Make the ambient set ``mask``; each must be permitted and inheritable."""
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in range(last_cap() + 1):
+    for number in range(last_cap() + 1 if mask else 0):
         if mask >> number & 1:
             syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)

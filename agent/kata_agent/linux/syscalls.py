@@ -22,6 +22,9 @@ Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+# Keeps the interpreter's lock during the call: see fork().
+_libc_locked = ctypes.PyDLL(None, use_errno=True)
 
 # Numbers from 424 on are the same on every architecture; older ones are listed.
 _OLD = {
@@ -355,6 +358,15 @@ def syncfs(fd: int) -> None:
 # --- processes -------------------------------------------------------------------
 
 
+def fork() -> int:
+    """fork(2) for a program with one thread: 0 in the child.
+
+    os.fork() also puts locks and threads of the interpreter in order, which
+    takes the child longer than all the rest when there is one thread only.
+    """
+    return _check(int(_libc_locked.fork()), "fork")
+
+
 def pidfd_open(pid: int) -> int:
     """A descriptor of process ``pid``, readable when it ends."""
     return os.pidfd_open(pid)
@@ -372,8 +384,8 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2) with integer arguments."""
-    args = [ctypes.c_ulong(a) for a in (arg2, arg3, arg4, arg5)]
-    return _check(_libc.prctl(option, *args), f"prctl {option}")
+    result = int(_libc.prctl(option, arg2, arg3, arg4, arg5))
+    return result if result >= 0 else _check(result, f"prctl {option}")
 
 
 def set_pdeathsig(signum: int) -> None:
@@ -399,7 +411,7 @@ def set_keepcaps(on: bool) -> None:
 def set_name(name: str) -> None:
     """Name of the calling thread, cut to 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _check(_libc.prctl(PR_SET_NAME, ctypes.c_ulong(ctypes.addressof(buffer)), 0, 0, 0), "prctl PR_SET_NAME")
+    _check(_libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0), "prctl PR_SET_NAME")
 
 
 def personality(persona: int) -> int:
