@@ -17,18 +17,21 @@ Handler = Callable[["Connection", Mapping[str, Any], list[int]], Awaitable[dict[
 
 RECEIVE = 1 << 18
 MAX_FDS = 4096
+MAX_EARLY = 64  #: a shim sends no more before it hears from us
 
 
 class Connection:
     """One verb or shim.
 
     Requests are answered in the order in which they end; a verb sends one at a
-    time.  ``frames`` takes what is not a request (stream frames of a shim).
+    time.  What is not a request, the stream frames of a shim, goes to the taker
+    given to :meth:`take_frames`; those that arrive before it are kept for it.
     """
 
     def __init__(self, sock: socket.socket, handler: Handler) -> None:
         self.sock = sock
-        self.frames: Callable[[int, int, bytes], None] | None = None
+        self._frames: Callable[[int, int, bytes], None] | None = None
+        self._early: list[tuple[int, int, bytes]] = []
         self.closed = asyncio.Event()
         self._handler = handler
         self._decoder = wire.Decoder()
@@ -62,11 +65,31 @@ class Connection:
                     task = asyncio.ensure_future(self._answer(payload, fds))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
-                elif kind != wire.FDS and self.frames is not None:
-                    self.frames(kind, flags, payload)
+                elif kind != wire.FDS:
+                    self._frame(kind, flags, payload)
         except KataError as e:
             self.send(wire.pack_error(e))
             self.close()
+
+    def _frame(self, kind: int, flags: int, payload: bytes) -> None:
+        if self._frames is not None:
+            self._frames(kind, flags, payload)
+        elif len(self._early) < MAX_EARLY:
+            self._early.append((kind, flags, payload))
+        else:
+            self.close()
+
+    def take_frames(self, taker: Callable[[int, int, bytes], None]) -> None:
+        """Give stream frames to ``taker``, first those that have arrived already."""
+        self._frames = taker
+        early, self._early = self._early, []
+        for frame in early:
+            taker(*frame)
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody takes its stream frames."""
+        return self._frames is not None
 
     async def _answer(self, payload: bytes, fds: list[int]) -> None:
         try:

@@ -92,7 +92,7 @@ class Operations:
 
     async def _unless_attached(self, connection: Connection, container: str, exec_id: str) -> None:
         await connection.closed.wait()
-        if connection.frames is None:
+        if not connection.attached:
             await self._orphaned(container, exec_id)
 
     async def op_attach(self, connection: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Operations:
                 offset, data = wire.unpack_data(payload)
                 attachment.on_stdin(offset, data, bool(flags & wire.EOF))
 
-        connection.frames = on_frame
+        connection.take_frames(on_frame)
         container.shims[exec_id] = r["pid"]
         self.sandbox.spawn(self._attached(connection, attachment, r["pid"]))
         return {}

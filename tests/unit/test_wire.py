@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from kata import wire
 from kata.errors import GuestError, NotFound, ProxyGone
+from kata.proxy.control import Connection
 
 
 @given(st.lists(st.tuples(st.sampled_from([wire.DATA, wire.ACK, wire.EXIT]), st.integers(0, 255), st.binary(max_size=300)),
@@ -67,3 +69,26 @@ def test_descriptors_arrive_before_their_request() -> None:
 def test_nobody_there_is_named(tmp_path: object) -> None:
     with pytest.raises(ProxyGone, match="cannot reach the sandbox's proxy at"):
         wire.Client(f"{tmp_path}/proxy.sock")
+
+
+def test_frames_right_behind_the_request_they_depend_on_are_kept() -> None:
+    """A shim attaches and sends its standard input at once; the proxy may read both in one go."""
+    near, far = socket.socketpair()
+    taken: list[tuple[int, int, bytes]] = []
+
+    async def handler(connection: Connection, _request: object, _fds: list[int]) -> dict[str, object]:
+        await asyncio.sleep(0)  # as an attach that has to look something up
+        connection.take_frames(lambda *frame: taken.append(frame))
+        return {}
+
+    async def talk() -> None:
+        connection = Connection(far, handler)
+        near.sendall(wire.pack_json(wire.REQUEST, {"v": wire.VERSION, "op": "attach"})
+                     + wire.pack_data(wire.STDIN, 0, b"first") + wire.pack_data(wire.STDIN, 5, b"", eof=True))
+        reply = await asyncio.to_thread(near.recv, 1000)
+        assert next(wire.Decoder().feed(reply))[0] == wire.REPLY
+        connection.close()
+
+    asyncio.run(talk())
+    assert [wire.unpack_data(payload) for _k, _f, payload in taken] == [(0, b"first"), (5, b"")]
+    near.close()
