@@ -323,10 +323,9 @@ def _report(sync: socket.socket, error: StageError) -> None:
 
 def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
-    # Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored over execve.
-    for signum in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
-        signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored over execve; one with a handler does not.
+    sc.default_signal(signal.SIGPIPE)
+    sc.default_signal(signal.SIGXFSZ)
 
 
 def _close_others(plan: ChildPlan, sync: socket.socket) -> None:

@@ -68,6 +68,8 @@ class Machine:
             "-device", "virtio-blk-pci,drive=d1,serial=kata-disk-1",
             "-chardev", f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         ]
+        for number in range(3):
+            argv += ["-device", f"pcie-root-port,id=port{number},chassis={number + 1},slot={number + 1},io-reserve=0"]
         for number, mac in enumerate(MACS):
             argv += ["-netdev", f"user,id=n{number},restrict=on,ipv4=on,ipv6=on", "-device",
                      f"virtio-net-pci,netdev=n{number},mac={mac},romfile="]
@@ -86,6 +88,23 @@ class Machine:
             raise AssertionError(f"no agent:\n{self.log()}") from None
         self._clients.append(client)
         return client
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        """One QMP command."""
+        import json
+
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(20)
+            sock.connect(str(self.folder / "qmp.sock"))
+            stream = sock.makefile("rwb", buffering=0)
+            answer: dict[str, object] = {}
+            for step in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                stream.write(json.dumps(step).encode())
+                answer = {}
+                while "return" not in answer and "error" not in answer:
+                    answer = json.loads(stream.readline())
+            assert "return" in answer, answer
+            return answer["return"]
 
     def log(self) -> str:
         """The end of the console."""

@@ -475,7 +475,76 @@ def test_prepared_extras_are_bounded_and_checked(client):
         assert info.value.code == codes.INVALID_ARGUMENT
 
 
+def test_hotplug_of_a_processor(machine, client):
+    before = client.guest.GuestStatus().online_cpus
+    pending = client.start("grpc.AgentService", "OnlineCPUMem", wait=True, nb_cpus=1, cpu_only=True)
+    machine.qmp("device_add", driver="max-x86_64-cpu", id="cpu1", **{"socket-id": 1, "core-id": 0, "thread-id": 0})
+    pending.result()
+    assert client.guest.GuestStatus().online_cpus == before + 1
+
+
+def test_hotplug_of_memory(machine, client, box):
+    before = client.guest.GuestStatus().mem_total
+    b = box("sleep", "100").create().start()
+    machine.qmp("object-add", **{"qom-type": "memory-backend-ram", "id": "m1", "size": 128 << 20})
+    machine.qmp("device_add", driver="pc-dimm", id="dimm1", memdev="m1")
+    wait_for("the memory", lambda: (client.OnlineCPUMem(), client.guest.GuestStatus().mem_total > before)[1])
+    assert client.guest.GuestStatus().mem_total == before + (128 << 20)
+    assert client.ListProcesses(container_id=b.id, format="json").process_list == b"[1]"
+
+
+def test_hotplug_of_a_disk(machine, box, client):
+    b = box("sh", "-c", "dd if=/dev/xvdb bs=512 count=1 2>/dev/null | wc -c; cat /sys/block/*/serial")
+    b.extras.block_devices.add(serial="plugged", container_path="/dev/xvdb", mode=0o660)
+    client.guest.PrepareContainer(b.extras)
+    pending = client.start("grpc.AgentService", "CreateContainer", container_id=b.id, exec_id=b.id, OCI=b.spec)
+    time.sleep(0.3)
+    (machine.folder / "plug.img").write_bytes(bytes(1 << 20))
+    machine.qmp("blockdev-add", **{"driver": "raw", "node-name": "plug",
+                                   "file": {"driver": "file", "filename": str(machine.folder / "plug.img")}})
+    machine.qmp("device_add", driver="virtio-blk-pci", drive="plug", id="plugdev", bus="port0", serial="plugged")
+    pending.result()
+    b.start()
+    assert b.finish()[1].startswith("512\n")
+
+
+def test_hotplug_of_an_interface(machine, client):
+    mac = "02:00:00:00:00:aa"
+    pending = client.start("grpc.AgentService", "UpdateInterface", interface=types_pb2.Interface(
+        name="eth7", hwAddr=mac, IPAddresses=[types_pb2.IPAddress(address="10.7.0.1", mask="24")]))
+    machine.qmp("netdev_add", type="user", id="n7", restrict=True)
+    machine.qmp("device_add", driver="virtio-net-pci", netdev="n7", mac=mac, id="nic7", bus="port1", romfile="")
+    pending.result()
+    assert "eth7" in {i.name for i in client.ListInterfaces().Interfaces}
+    client.guest.RemoveInterface(hw_addr=mac)
+    machine.qmp("device_del", id="nic7")
+
+
 def test_the_sandbox_ends_last(box, client):
     box("sleep", "100").create().start()
     client.DestroySandbox()
     assert not client.guest.ListAll().containers
+
+
+# --- the root image ------------------------------------------------------------------------
+
+
+def test_root_image(tmp_path, busybox_root):
+    machine = Machine(tmp_path, image=True)
+    try:
+        client = machine.connect()
+        machine.mount_share(client)
+        base = Path(machine.copy_root(busybox_root, "base"))
+        b = Box(client, base, ["sh", "-c", "cat /proc/self/mountinfo; hostname"])
+        b.spec.Hostname = "inner"
+        status, out, err = b.run()
+        assert (status, out.splitlines()[-1], err) == (0, "inner", "")
+        assert "erofs" not in out
+        client.guest.Personalize(machine_id="0" * 31 + "7", entropy=b"x" * 32)
+        client.RemoveContainer(container_id=b.id)
+        assert not client.guest.GuestStatus().missing_kernel_features
+    except BaseException:
+        print(machine.log())
+        raise
+    finally:
+        machine.close()
