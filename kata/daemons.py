@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kata import cgroups
+from kata import cgroups, state
 from kata.errors import HostError
 from kata.network import netns
 from kata.spawn import spawn
@@ -21,12 +21,16 @@ PROXY_LISTENER = 3
 def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *, resume: bool = False) -> int:
     """Start a sandbox's proxy in its network namespace and cgroup; return its pid.
 
-    Its control socket takes connections at once.
+    Its control socket takes connections at once.  Its pid is recorded before
+    it executes, so that it is found whatever is killed.
     """
     listener = listening_socket(f"{directory}/proxy.sock")
     log = os.open(f"{directory}/proxy.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         def prepare() -> None:
+            record = state.read_json(f"{directory}/sandbox.json")
+            record["proxy"] = {"pid": os.getpid(), "start": state.start_time(os.getpid())}
+            state.write_json(f"{directory}/sandbox.json", record)
             join_cgroup()
             netns.enter(network)
             os.dup2(listener.fileno(), PROXY_LISTENER, inheritable=True)

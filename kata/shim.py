@@ -344,7 +344,7 @@ def open_console(console_socket: str) -> int:
         sock.connect(console_socket)
         socket.send_fds(sock, [os.ttyname(slave).encode()], [master])
     os.close(master)
-    tty.setraw(slave)
+    tty.setraw(slave, termios.TCSANOW)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     return slave
 

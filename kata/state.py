@@ -10,12 +10,14 @@ Layout: see ARCHITECTURE.md, "Where things live on the host".
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -28,6 +30,8 @@ DEFAULT_ROOT = f"{RUN_DIR}/containers"
 
 # Legal status values, runtime-spec "State", plus the runtime's own "paused".
 STATUSES = ("creating", "created", "running", "paused", "stopped")
+
+_NEW, _OLD = ".new-", ".old-"  # folders on their way in and out; no id begins with a dot
 
 _ID = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]*")
 
@@ -62,7 +66,8 @@ def write_json(path: str, value: Mapping[str, Any]) -> None:
     """Replace ``path`` atomically; durable where the file system outlives a crash."""
     aside = f"{path}.{os.getpid()}.tmp"
     try:
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        # Not O_EXCL: a writer of the same pid may have been killed here.
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(fd, "w") as f:
             json.dump(value, f)
             f.flush()
@@ -95,14 +100,34 @@ def read_json(path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: str) -> Iterator[int]:
-    """Hold ``path`` (made if absent) exclusively among processes."""
+def locked(path: str, timeout: float = 120.0) -> Iterator[int]:
+    """Hold ``path`` (made if absent) exclusively among processes.
+
+    :raise HostError: somebody else has held it for ``timeout`` seconds.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _wait_for_lock(fd, path, timeout)
         yield fd
     finally:
         os.close(fd)
+
+
+def _wait_for_lock(fd: int, path: str, timeout: float) -> None:
+    """flock has no deadline of its own, so an alarm ends it; call from the main thread."""
+    def late(_number: int, _frame: object) -> None:
+        raise HostError(f"another process has held the lock {path} for {timeout:g} s", f"see 'fuser {path}'")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 # --- processes ----------------------------------------------------------------------
@@ -170,23 +195,43 @@ class Container:
 
 
 def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Container:
-    """Claim an id and write its first record.
+    """Claim an id and write its first record, in one step: an id that is taken has a record.
 
     :raise InUse: the id exists.
     """
     path = container_dir(root, container_id)
+    aside = f"{root}/{_NEW}{os.getpid()}"
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-        os.mkdir(path, 0o700)
-    except FileExistsError as e:
-        raise InUse(f"ID already in use, unique ID should be provided: {container_id}",
-                    f"delete it first: kata --root {root} delete {container_id}", values={"id": container_id}) from e
+        shutil.rmtree(aside, ignore_errors=True)  # of a creator of the same pid that was killed
+        os.mkdir(aside, 0o700)
+        try:
+            write_json(f"{aside}/state.json", {"version": VERSION, **record})
+            _register_root(root)
+            # Fails where there is a folder with something in it; an empty one holds no container.
+            os.rename(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
     except OSError as e:
+        if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise InUse(f"ID already in use, unique ID should be provided: {container_id}",
+                        f"delete it first: kata --root {root} delete {container_id}",
+                        values={"id": container_id}) from e
         raise HostError(f"cannot make {path}: {e.strerror}") from e
-    _register_root(root)
-    container = Container(root, container_id, {"version": VERSION, **record})
-    container.update()
-    return container
+    return Container(root, container_id, {"version": VERSION, **record})
+
+
+def stale_folders() -> list[str]:
+    """Folders of verbs that were killed while they made or removed a record."""
+    found = []
+    for root in known_roots():
+        with suppress(FileNotFoundError):
+            for name in os.listdir(root):
+                pid = name[len(_NEW):]
+                if name.startswith((_NEW, _OLD)) and pid.isdigit() and not start_time(int(pid)):
+                    found.append(f"{root}/{name}")
+    return found
 
 
 def load_container(root: str, container_id: str) -> Container:
@@ -203,11 +248,20 @@ def load_container(root: str, container_id: str) -> Container:
     if roots:
         with suppress(FileNotFoundError, NotADirectoryError):
             return Container(roots[0], container_id, read_json(f"{container_dir(roots[0], container_id)}/state.json"))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.listdir(container_dir(roots[0], container_id)):
+                raise StateError(f"the record of container {container_id} is not in its folder",
+                                 "remove the container with 'delete --force'")
     raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id})
 
 
 def remove_container(container: Container) -> None:
-    shutil.rmtree(container.dir, ignore_errors=True)
+    """Remove the record, in one step: nobody sees a part of it."""
+    aside = f"{container.root}/{_OLD}{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.rename(container.dir, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:

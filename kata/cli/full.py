@@ -12,7 +12,9 @@ from kata.errors import UsageError
 
 
 def _parameter(option: Option) -> click.Option:
-    kwargs: dict[str, Any] = {"help": option.help, "hidden": option.hidden, "default": option.default}
+    kwargs: dict[str, Any] = {"help": option.help, "hidden": option.hidden}
+    if not option.choices or option.default:
+        kwargs["default"] = option.default
     if option.kind == FLAG:
         kwargs["is_flag"] = True
     elif option.kind == INT:
@@ -68,7 +70,7 @@ def parse_global(program: Program, argv: Sequence[str]) -> tuple[Namespace, list
     """
     try:
         with program.make_context(program.name or "kata", list(argv)) as context:
-            values = dict(context.params)
+            values = _values(context)
             words = list(values.pop("words"))
             if not words and not values.get("version"):
                 click.echo(context.get_help())
@@ -79,6 +81,10 @@ def parse_global(program: Program, argv: Sequence[str]) -> tuple[Namespace, list
         raise SystemExit(e.exit_code) from e
 
 
+def _values(context: click.Context) -> Namespace:
+    return {key: "" if value is None else value for key, value in context.params.items()}
+
+
 def parse_verb(program: str, name: str, verb: Verb, argv: Sequence[str]) -> Namespace:
     """A verb's words.
 
@@ -87,7 +93,7 @@ def parse_verb(program: str, name: str, verb: Verb, argv: Sequence[str]) -> Name
     """
     try:
         with command(name, verb).make_context(f"{program} {name}", list(argv)) as context:
-            return dict(context.params)
+            return _values(context)
     except click.MissingParameter as e:
         if e.param is not None and e.param.name == "id":
             raise UsageError("Missing container ID", kind="missing-id") from e

@@ -60,12 +60,16 @@ class Start:
             self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token))
 
     def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
-        """Start QEMU and record it."""
+        """Start QEMU; it is recorded before it executes."""
         assert self.share is not None
-        launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory,
-                          special.install)
+
+        def in_child(token: str) -> None:
+            self.update(qemu={"pid": os.getpid(), "start": state.start_time(os.getpid())}, channel_token=token)
+            special.install()
+
+        launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory, in_child)
         self.machine, self.pid, self.token = machine, launched.pid, launched.channel_token
-        self.update(qemu={"pid": self.pid, "start": state.start_time(self.pid)}, channel_token=self.token)
+        self.record = state.read_json(f"{self.directory}/sandbox.json")
 
     def resume(self) -> None:
         """Take over the machine that an earlier proxy started.
@@ -84,7 +88,6 @@ def main(argv: list[str]) -> int:
     syscalls.set_name("kata-proxy")
     directory, resume = argv[0], "--resume" in argv[1:]
     start = Start(directory)
-    start.update(proxy={"pid": os.getpid(), "start": state.start_time(os.getpid())})
     failure: KataError | None = None
     try:
         if resume:

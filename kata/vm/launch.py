@@ -64,7 +64,7 @@ def launch(
     directory: str,
     share: str,
     memory: Memory | None = None,
-    in_child: Callable[[], None] | None = None,
+    in_child: Callable[[str], None] | None = None,
 ) -> Launched:
     """Start the machine in the caller's namespaces.
 
@@ -73,7 +73,7 @@ def launch(
     in ``console.log`` and its messages in ``qemu.log`` of ``directory``.
 
     :param memory: a file that is the machine's memory; None: anonymous memory.
-    :param in_child: runs in QEMU's process, the last thing before it executes.
+    :param in_child: runs in QEMU's process, the last thing before it executes; gets the channel's token.
     :raise HostError: it could not be started; nothing is left but the files.
     """
     token = memory.channel_token if memory is not None else secrets.token_hex(32)
@@ -101,7 +101,7 @@ def launch(
             capability.limit_bounding(capability.to_mask(CAPABILITIES))
             syscalls.set_no_new_privs()
             if in_child is not None:
-                in_child()
+                in_child(token)
 
         keep = [ends.channel, ends.qmp, *([memory.fd] if memory is not None else [])]
         try:

@@ -69,3 +69,11 @@ def test_usage_errors_name_the_word() -> None:
         full.parse_verb("kata", "state", VERB_TABLES["state"], ["--bogus", "x"])
     with pytest.raises(UsageError, match="Missing container ID"):
         full.parse_verb("kata", "state", VERB_TABLES["state"], [])
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--debug", "--version"], ["--log-format=json", "--version"]])
+def test_global_options_without_a_verb(words: list[str]) -> None:
+    values, rest = full.parse_global(full.Program("kata", VERBS, OPTIONS, "help"), words)
+    assert values["version"] is True
+    assert values["log_format"] == ("json" if "--log-format=json" in words else "")
+    assert rest == []
