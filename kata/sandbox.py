@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from kata import OCI_VERSION, cgroups, state
@@ -18,6 +19,7 @@ from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConf
 from kata.daemons import start_proxy, start_shim, write_pid_file
 from kata.errors import InUse, KataError, NotFound, ProxyGone
 from kata.hooks import run_hooks
+from kata.joining import joined_namespaces, sandbox_in
 from kata.loader import resolved
 from kata.log import Log, rfc3339
 from kata.network import netns
@@ -51,10 +53,14 @@ class Creation:
         self.config: RuntimeConfig = backend.load_config(options, bundle.annotations)
         role, sandbox_id = backend.sandbox_of(bundle)
         self.sandbox_id = sandbox_id or bundle.id
-        self.joins = self.sandbox_id != bundle.id
-        self.plan: ContainerPlan = backend.plan_container(self.config, bundle, self.sandbox_id, role)
         self.key = state.sandbox_key(root, self.sandbox_id)
+        if self.sandbox_id == bundle.id and bundle.netns and backend.capabilities.join_by_netns:
+            role = self._find_by_network(role)
+        self.joins = self.sandbox_id != bundle.id
         self.directory = state.sandbox_dir(self.key)
+        plan = backend.plan_container(self.config, bundle, self.sandbox_id, role)
+        joined = joined_namespaces(bundle.join, self.key)
+        self.plan: ContainerPlan = replace(plan, extras={**plan.extras, "join": joined}) if joined else plan
         self.cgroup = cgroups.for_container(bundle.cgroups_path, bundle.id, systemd=systemd_cgroup)
         self.pid = 0
 
@@ -89,6 +95,18 @@ class Creation:
                 write_pid_file(self.pid_file, self.pid)
             undo.pop_all()
         return state.load_container(self.root, self.bundle.id)
+
+    def _find_by_network(self, role: str) -> str:
+        """Join the sandbox whose network the container is to share, if there is one; its role then."""
+        network = netns.open_path(self.bundle.netns)
+        try:
+            found = sandbox_in(network)
+        finally:
+            os.close(network)
+        if found is None or found.key == self.key:
+            return role
+        self.key, self.sandbox_id = found.key, found.id
+        return "container"
 
     # --- steps ------------------------------------------------------------------------
 
