@@ -27,7 +27,7 @@ LAYERS = [
      "kata.process", "kata.spawn"],
     # 2: one host facility each
     ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
-     "kata.hooks"],
+     "kata.hooks", "kata.template", "kata.joining"],
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
@@ -38,6 +38,7 @@ LAYERS = [
 #: Imports within a layer, and why.
 BESIDE = {
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
+    ("kata.joining", "kata.network"): "a sandbox is found by its network namespace",
     ("kata.guestspec", "kata.seccomp"): "a plan holds the compiled filter",
     ("kata.sandbox", "kata.loader"): "a record names the backend's class",
     ("kata.sandbox", "kata.daemons"): "it starts them",
@@ -70,7 +71,8 @@ CALLS = {
     "os.posix_spawn": {"kata.shim"},
     "os.system": set(),
     "os.popen": set(),
-    "sys.exit": {"kata.cli", "kata.shim", "kata.proxy.__main__", "kata.revive", "kata_agent"},
+    "sys.exit": {"kata.cli", "kata.shim", "kata.proxy.__main__", "kata.proxy.factory", "kata.revive",
+                 "kata_agent"},
     "time.sleep": {"kata.cgroups"},  # cgroup v1 tells nobody when it is empty
 }
 MAX_LINES = 550
