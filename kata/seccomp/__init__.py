@@ -152,9 +152,9 @@ class _Compiler:
                 number = self.library.number(token, name)
                 if arch == "x86" and name in _MULTIPLEXED:
                     number, call, which = _MULTIPLEXED[name]
-                    if action != self.default and not conditions:
-                        # With conditions there is no rule: the arguments lie in memory, which a filter cannot read.
-                        self.rules[arch].setdefault(call, []).append(Rule((Condition(0, "EQ", which),), action))
+                    if action != self.default:
+                        self.rules[arch].setdefault(call, []).extend(
+                            Rule(_through(group, which), action) for group in groups)
                 self.highest[arch] = max(self.highest[arch], number)
                 if number >= 0 and action != self.default:
                     self.rules[arch].setdefault(number, []).extend(Rule(group, action) for group in groups)
@@ -191,6 +191,15 @@ class _Compiler:
                 self.warnings.append(f"linux.seccomp.flags: {name} means nothing without a listener")
             flags |= _FLAGS.get(name, 0)
         return flags
+
+
+def _through(conditions: tuple[Condition, ...], which: int) -> tuple[Condition, ...]:
+    """Conditions of a multiplexed call.
+
+    Its real arguments lie in memory, which a filter cannot read.  As with
+    libseccomp, and so runc, what a rule says of the first one is lost.
+    """
+    return (Condition(0, "EQ", which), *(c for c in conditions if c.argument != 0))
 
 
 def _action(name: str, error: int | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kata import oci
+from kata import oci, seccomp
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
 from kata.errors import BundleError, KataError, UnsupportedError
 from kata.guestspec import (
@@ -30,6 +30,12 @@ from kata.guestspec.mounts import loopback_nameservers
 from kata.planjson import from_json, to_json
 
 Build = Callable[..., GuestSpec]
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters compiled here are not left on the host."""
+    monkeypatch.setattr(seccomp, "CACHE", "")
 
 
 class FakeHost(Host):
@@ -249,6 +255,14 @@ def test_block_device_becomes_a_disk(make: Build) -> None:
     assert len(guest.disks[0].serial) <= 20
 
 
+def test_bounds(make: Build) -> None:
+    devices = [{"path": f"/dev/x{i}", "type": "b", "major": 8, "minor": 0} for i in range(17)]
+    with pytest.raises(UnsupportedError, match="more than 16 disks"):
+        make(FakeHost(blocks={(8, 0): "/dev/sda"}), linux={"devices": devices})
+    with pytest.raises(BundleError, match="more than 1000"):
+        make(mounts=[{"destination": f"/m{i}", "type": "tmpfs", "source": "t"} for i in range(1001)])
+
+
 def test_block_device_bind_and_file_system(make: Build) -> None:
     disk = {**BLOCK, "rdev": os.makedev(8, 32)}
     guest = make(FakeHost({"/dev/sdc": disk}), [bind("/dev/sdc", "/dev/disk", "bind", "ro")])
@@ -307,7 +321,8 @@ def test_resources_are_what_the_guest_applies(make: Build) -> None:
     ({"cpu": {"quota": 50_000}}, 1, 0),
     ({"cpu": {"quota": -1, "cpus": "0-2,4"}}, 4, 0),
     ({"cpu": {"quota": 100_000, "cpus": "0-7"}}, 1, 0),
-    ({"cpu": {"cpus": "junk,99999999999"}}, 0, 0),
+    ({"cpu": {"cpus": "junk,99999999999,5-3,-,1-"}}, 1, 0),
+    ({"cpu": {"cpus": "0-99999," * 100_000}}, 8192, 0),
     ({"memory": {"limit": (256 << 20) + 1}}, 0, 257),
     ({"memory": {"limit": -1}}, 0, 0),
 ])

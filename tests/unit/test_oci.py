@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kata import oci
+from kata import guestspec, oci, seccomp
+from kata.contract import RuntimeConfig
 from kata.errors import BundleError, KataError, UnsupportedError
 
 CONFIG: dict[str, Any] = {
@@ -272,9 +273,10 @@ def test_shared_namespaces_are_named(load: Bundles) -> None:
     (b'{"a":' * 100_000, "nested too deeply"),
     (b'{"ociVersion": "1.0.2", "process": ' + b"9" * 5000 + b"}", "config.json"),
     (b'{"ociVersion": 1e999}', "ociVersion"),
-    (b" " * (10 << 20), "larger than 4 MiB"),
-    (b'{"x":"' + b"a" * (10 << 20) + b'"}', "larger than 4 MiB"),
-], ids=[f"file{i}" for i in range(13)])
+    (b"{" + b",".join(b'"%d":1' % i for i in range(150_000)) + b',"77":1}', "the key '77' is there twice"),
+    (b" " * (10 << 20), "larger than 2 MiB"),
+    (b'{"x":"' + b"a" * (10 << 20) + b'"}', "larger than 2 MiB"),
+], ids=[f"file{i}" for i in range(14)])
 def test_hostile_file(folder: Path, data: bytes, text: str) -> None:
     (folder / "config.json").write_bytes(data)
     begin = time.monotonic()
@@ -360,8 +362,16 @@ def test_mutated_configuration_raises_only_our_errors(folder: Path, seed: int, j
         bundle = oci.load(str(folder), "c1")
     except KataError as e:
         assert str(e) and "\n" not in str(e)
-    else:
-        json.dumps(bundle.spec).encode()
+        return
+    json.dumps(bundle.spec).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seccomp, "CACHE", "")
+        try:
+            plan = guestspec.build(RuntimeConfig(), bundle)
+        except KataError as e:
+            assert str(e) and "\n" not in str(e)
+        else:
+            json.dumps([plan.spec, plan.extras, plan.storages]).encode()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

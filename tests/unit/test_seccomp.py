@@ -84,6 +84,25 @@ def test_architectures() -> None:
     assert run(bpf, 0x40000000 | 39) == ALLOW and run(bpf, 0x40000000 | 9999) == ENOSYS
     native = build("SCMP_ACT_ERRNO", rule("ALLOW", "read", "clone3")).bpf
     assert run(native, 3, arch=I386) == 0, "an architecture that is not listed is killed"
+    assert run(native, 0x40000000 | 39) == 0 and run(native, 2**32 - 1) == ERRNO | errno.EPERM
+    assert run(build("SCMP_ACT_ALLOW").bpf, 5) == ALLOW
+
+
+def test_calls_through_socketcall_and_ipc() -> None:
+    bpf = build("SCMP_ACT_ERRNO", rule("ALLOW", "socket", "semop", "clone3"),
+                rule("ALLOW", "bind", args=[(0, "EQ", 3, 0)]), architectures=["SCMP_ARCH_X86"]).bpf
+    assert run(bpf, 359, arch=I386) == ALLOW
+    assert [run(bpf, 102, (i,), I386) == ALLOW for i in (1, 2, 3)] == [True, True, False]
+    assert [run(bpf, 117, (i,), I386) == ALLOW for i in (1, 2)] == [True, False]
+
+
+def test_which_of_several_rules_counts() -> None:
+    unconditional = build("SCMP_ACT_ERRNO", rule("LOG", "read", args=[(0, "EQ", 1, 0)]), rule("ALLOW", "read"),
+                          rule("KILL_PROCESS", "read"), rule("ALLOW", "clone3")).bpf
+    assert run(unconditional, 0, (1,)) == ALLOW
+    longest = build("SCMP_ACT_ERRNO", rule("ALLOW", "read", args=[(1, "NE", 5, 0)]),
+                    rule("LOG", "read", args=[(0, "EQ", 1, 0), (1, "NE", 5, 0)]), rule("ALLOW", "clone3")).bpf
+    assert [run(longest, 0, a) for a in ((1, 0), (2, 0), (1, 5))] == [LOG, ALLOW, ERRNO | errno.EPERM]
 
 
 @pytest.mark.parametrize(("op", "value", "two", "hits", "misses"), [
@@ -170,25 +189,77 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 _OPS = {"EQ": lambda a, v, w: a == v, "NE": lambda a, v, w: a != v, "LT": lambda a, v, w: a < v,
         "LE": lambda a, v, w: a <= v, "GT": lambda a, v, w: a > v, "GE": lambda a, v, w: a >= v,
-        "MASKED_EQ": lambda a, v, w: a & v == w}
+        "MASKED_EQ": lambda a, v, w: a & v == w & v}
 _values = st.sampled_from([0, 1, 2, 3, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 63, 2**64 - 1])
 _condition = st.tuples(st.integers(0, 2), st.sampled_from(sorted(_OPS)), _values, _values)
-_names = st.lists(st.sampled_from(sorted(NUMBERS)), min_size=1, max_size=2, unique=True)
+_rule = st.tuples(st.lists(st.sampled_from(sorted(NUMBERS)), min_size=1, max_size=3, unique=True),
+                  st.lists(_condition, max_size=3))
 
 
-@settings(max_examples=80, deadline=None)
-@given(names=_names, conditions=st.lists(_condition, max_size=3), args=st.tuples(_values, _values, _values),
-       call=st.sampled_from(sorted(NUMBERS)))
-def test_one_rule_decides_as_it_says(names: list[str], conditions: list[tuple[int, str, int, int]],
-                                     args: tuple[int, int, int], call: str) -> None:
-    # A value outside its mask can never match; libseccomp masks it first.
-    conditions = [(i, op, v, w & v if op == "MASKED_EQ" else w) for i, op, v, w in conditions]
-    bpf = build("SCMP_ACT_ERRNO", rule("ALLOW", *names, args=conditions), rule("LOG", "clone3")).bpf
-    held = [_OPS[op](args[i], v, w) for i, op, v, w in conditions]
-    indexes = [c[0] for c in conditions]
-    matches = all(held) if len(set(indexes)) == len(indexes) else any(held)
-    if call != "clone3":
-        assert run(bpf, NUMBERS[call], args) == (ALLOW if call in names and matches else ERRNO | errno.EPERM)
+@settings(max_examples=100, deadline=None)
+@given(rules=st.lists(_rule, max_size=4), args=st.tuples(_values, _values, _values),
+       call=st.sampled_from(sorted(set(NUMBERS) - {"clone3"})))
+def test_any_rules_decide_as_they_say(rules: list[tuple[list[str], list[tuple[int, str, int, int]]]],
+                                      args: tuple[int, int, int], call: str) -> None:
+    def matches(conditions: list[tuple[int, str, int, int]]) -> bool:
+        held = [_OPS[op](args[i], v, w) for i, op, v, w in conditions]
+        indexes = [c[0] for c in conditions]
+        return all(held) if len(set(indexes)) == len(indexes) else any(held)
+
+    bpf = build("SCMP_ACT_ERRNO", *(rule("ALLOW", *names, args=c) for names, c in rules), rule("LOG", "clone3")).bpf
+    allowed = any(call in names and matches(c) for names, c in rules)
+    assert run(bpf, NUMBERS[call], args) == (ALLOW if allowed else ERRNO | errno.EPERM)
+
+
+def libseccomp(profile: dict[str, Any], arches: tuple[bytes, ...]) -> bytes:
+    """The filter that libseccomp itself makes of a profile whose conditions it handles well."""
+
+    class Compare(ctypes.Structure):
+        _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("a", ctypes.c_uint64), ("b", ctypes.c_uint64))
+
+    lib = ctypes.CDLL("libseccomp.so.2")
+    lib.seccomp_init.restype = ctypes.c_void_p
+    codes = {"SCMP_ACT_ALLOW": ALLOW, "SCMP_ACT_ERRNO": ERRNO, "SCMP_ACT_LOG": LOG}
+    operators = ["", "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"]
+    context = ctypes.c_void_p(lib.seccomp_init(codes[profile["defaultAction"]] | 1))
+    for name in arches:
+        lib.seccomp_arch_add(context, ctypes.c_uint32(lib.seccomp_arch_resolve_name(name)))
+    for entry in profile["syscalls"]:
+        action = codes[entry["action"]] | (entry.get("errnoRet", 1) if entry["action"] == "SCMP_ACT_ERRNO" else 0)
+        items = [Compare(c["index"], operators.index(c["op"].removeprefix("SCMP_CMP_")), c["value"], c["valueTwo"])
+                 for c in entry.get("args", ())]
+        for name in entry["names"]:
+            number = lib.seccomp_syscall_resolve_name(name.encode())
+            lib.seccomp_rule_add_array(context, ctypes.c_uint32(action), number, len(items),
+                                       (Compare * len(items))(*items))
+    fd = os.memfd_create("filter")
+    with os.fdopen(fd, "rb") as f:
+        lib.seccomp_export_bpf(context, fd)
+        lib.seccomp_release(context)
+        f.seek(0)
+        return f.read()
+
+
+def test_a_profile_like_dockers_decides_as_libseccomps_filter() -> None:
+    calls = """accept accept4 access arch_prctl bind brk capget capset chdir clock_gettime close connect dup dup2
+        epoll_wait execve exit exit_group fchmod fcntl fork fstat futex getdents64 getegid getpid getppid getrandom
+        gettid ioctl kill listen lseek madvise mkdir mmap mprotect munmap nanosleep open openat pipe2 poll prctl
+        pread64 read recvfrom recvmsg rt_sigaction rt_sigprocmask rt_sigreturn sched_yield select semop sendmsg sendto
+        set_robust_list set_tid_address setuid shmat sigaltstack stat statx tgkill time umask uname unlink vfork
+        wait4 waitpid write writev""".split()
+    rules = [rule("ALLOW", *calls), rule("ERRNO", "clone3", errnoRet=38),
+             *(rule("ALLOW", "personality", args=[(0, "EQ", v, 0)]) for v in (0, 8, 0x20000, 0xFFFFFFFF)),
+             rule("ALLOW", "clone", args=[(0, "MASKED_EQ", 0x7E020000, 0)]),
+             rule("ALLOW", "socket", args=[(0, "NE", 40, 0)])]
+    names = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": list(names), "syscalls": rules}
+    ours, theirs = seccomp.compile_profile(profile, "").bpf, libseccomp(profile, (b"x86_64", b"x86", b"x32"))
+    samples = [(0,), (8,), (40,), (0x20000,), (0xFFFFFFFF,), (0x7E020000,), (1,), (2,)]
+    for arch, highest, base in ((X86_64, 435, 0), (I386, 435, 0), (X86_64, 435, 0x40000000), (0xC00000B7, 10, 0)):
+        for number in range(highest + 1):
+            for args in samples if number in (41, 56, 102, 117, 120, 135, 136, 359) else samples[:1]:
+                at = (number + base, args, arch)
+                assert run(ours, *at) == run(theirs, *at), at
 
 
 # --- the kernel ------------------------------------------------------------------------------
