@@ -30,6 +30,8 @@ def main() -> int:
     settings = Settings()
     words = sys.argv[1:]
     loop = Loop()
+    # The kernel keeps signals without a handler away from PID 1; Python's handler would end it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if words:
         settings.add(words)
         log.setup(2, settings.log_level)

@@ -51,7 +51,7 @@ def guest(settings: Settings, clock: Clock) -> str:
     _leave_rootfs()
     for fstype, target, flags, data in _MOUNTS[:3]:
         _mount(fstype, target, flags, data)
-    log.setup(_console(), log.INFO)
+    log.setup(_standard_streams(), log.INFO)
     _raise_limits()
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("-1000")
@@ -104,11 +104,20 @@ def _mount(fstype: str, target: str, flags: int, data: str) -> None:
             raise
 
 
-def _console() -> int:
+def _standard_streams() -> int:
+    """Open 0, 1 and 2 (the kernel leaves them closed if the image has no /dev/console); a descriptor for the log."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    while null < 3:
+        null = os.dup(null)
     try:
-        return os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        console = os.open("/dev/console", os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        return os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+        console = os.open("/dev/kmsg", os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(console, 1)
+    os.dup2(console, 2)
+    os.close(null)
+    return console
 
 
 def _raise_limits() -> None:

@@ -231,7 +231,10 @@ class Container:
         """End every process and give everything back.
 
         :param seconds: until all must be gone, 0 = 30.
+        :raise AgentError: FAILED_PRECONDITION, it is still being made.
         """
+        if self.state == CREATING:
+            raise precondition(f"container {self.id} is being created")
         seconds = seconds or _REMOVE_TIMEOUT
         self._kill_all()
         if self.init.launch is not None:

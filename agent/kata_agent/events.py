@@ -8,6 +8,7 @@ from kata_agent.protocol import agent_pb2, guest_pb2
 from kata_agent.server import Call
 
 _KEPT = 1024
+_KEPT_QUERIES = 256
 
 
 class Events:
@@ -15,6 +16,8 @@ class Events:
 
     def __init__(self) -> None:
         self._events: deque[guest_pb2.Event] = deque(maxlen=_KEPT)
+        # Apart: a container that asks for many names must not push out the end of another.
+        self._queries: deque[guest_pb2.Event] = deque(maxlen=_KEPT_QUERIES)
         self._waiting: list[tuple[int, Call]] = []
         self._ooms: deque[str] = deque(maxlen=_KEPT)
         self._oom_calls: deque[Call] = deque()
@@ -24,7 +27,7 @@ class Events:
         """Number an event and tell whoever waits."""
         self.last += 1
         event.seq = self.last
-        self._events.append(event)
+        (self._queries if event.WhichOneof("kind") == "dns_query" else self._events).append(event)
         waiting, self._waiting = self._waiting, []
         for after, call in waiting:
             self.get(after, call)
@@ -33,10 +36,11 @@ class Events:
         """Answer with the first event whose number is above ``after``, now or when there is one."""
         if not call.alive:
             return
-        for event in self._events:
-            if event.seq > after:
-                call.reply(event)
-                return
+        newer = [next((e for e in kept if e.seq > after), None) for kept in (self._events, self._queries)]
+        first = min((e for e in newer if e is not None), key=lambda e: e.seq, default=None)
+        if first is not None:
+            call.reply(first)
+            return
         self._waiting = [(a, c) for a, c in self._waiting if c.alive]
         self._waiting.append((after, call))
 

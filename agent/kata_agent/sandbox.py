@@ -100,7 +100,10 @@ class Sandbox:
             if error is not None:
                 problems.append(error)
             if left:
-                left.pop().remove(0, next_one)
+                try:
+                    left.pop().remove(0, next_one)
+                except AgentError as problem:
+                    next_one(problem)
                 return
             self.pidns.close()
             self._drop_storages()

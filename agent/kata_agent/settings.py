@@ -39,7 +39,7 @@ class Settings:
         self.log_level = log.INFO
         self.channel = "port:agent.channel.0"
         self.token = b""
-        self.pipe_size = 0  #: bytes, 0 = the kernel's default
+        self.pipe_size = 1 << 18  #: bytes, 0 = the kernel's default; larger ones save wakeups
         self.hotplug_timeout = 3.0  #: seconds
         self.cgroup_parent = "kata"
         self.run_dir = "/run/kata-agent"

@@ -15,7 +15,7 @@ from kata_agent.loop import EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import codes
 
 LIMIT = 1 << 20  #: bytes of a stream that are kept
-_CHUNK = 1 << 16  # bytes; a pipe's capacity
+_CHUNK = 1 << 18  # bytes
 
 #: Called with (offset, data, end of stream) when a read can be answered; False = nobody waits any more.
 Sink = Callable[[int, bytes, bool], bool]

@@ -26,7 +26,7 @@ class Machine:
     """
 
     def __init__(self, folder: Path, *, image: bool = False, memory: int = 256, cpus: int = 1,
-                 log: str = "debug") -> None:
+                 level: str = "debug") -> None:
         self.folder = folder
         self.token = secrets.token_bytes(32)
         self.share = folder / "share"
@@ -41,7 +41,7 @@ class Machine:
             file.truncate(16 << 20)
         subprocess.run(["mkfs.ext4", "-q", str(self.disk)], check=True, stdin=subprocess.DEVNULL)
         words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "rcupdate.rcu_expedited=1",
-                 f"agent.log={log}", "agent.hotplug_timeout=5", f"agent.channel_token={self.token.hex()}"]
+                 f"agent.log={level}", "agent.hotplug_timeout=5", f"agent.channel_token={self.token.hex()}"]
         khz = hostfacts.collect().tsc_khz
         if khz:
             words += [f"tsc_early_khz={khz}", "tsc=reliable"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kata_agent import files, machine, ps, seccomp, stats
+from kata_agent import files, log, machine, ps, seccomp, stats
 from kata_agent import storage as storages
 from kata_agent.container import Container
 from kata_agent.errors import AgentError, invalid, precondition, unsupported
@@ -265,6 +265,11 @@ def check_spec(spec: oci_pb2.Spec) -> None:
         raise invalid("the specification has no process")
     if spec.Hooks.Prestart or spec.Hooks.Poststart or spec.Hooks.Poststop:
         raise invalid("hooks of the specification run on the host; the agent takes none")
+    for label in (spec.Process.ApparmorProfile, spec.Process.SelinuxLabel, spec.Linux.MountLabel):
+        if label:
+            log.warning(f"security label {label!r} is not applied: this guest has no security module")
+    if spec.Linux.IntelRdt.L3CacheSchema:
+        log.warning("intelRdt is not applied: a guest cannot partition the processor's cache")
     name = spec.Linux.RootfsPropagation
     if name and name not in PROPAGATION:
         raise invalid(f"unknown rootfsPropagation {name!r}")
