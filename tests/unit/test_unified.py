@@ -62,7 +62,7 @@ def test_config_path_annotation_is_refused(backend: UnifiedBackend) -> None:
 
 def test_sandbox_plan(tmp_path: Path) -> None:
     plan = UnifiedBackend().plan_sandbox(RuntimeConfig(), bundle(tmp_path, hostname="box"), OPTIONS)
-    assert (plan.id, plan.flavor, plan.boot, plan.hostname) == ("c1", "unified", "cold", "box")
+    assert (plan.id, plan.flavor, plan.boot, plan.hostname) == ("c1", "unified", "template", "box")
     assert (plan.network_model, plan.hotplug_network, plan.shared_pidns) == ("tcfilter", True, False)
     assert from_json(SandboxPlan, json.loads(json.dumps(to_json(plan)))) == plan
 
@@ -150,8 +150,9 @@ def test_machine_keys_take_effect(tmp_path: Path) -> None:
 
 def test_boot_strategies(tmp_path: Path) -> None:
     plans = [UnifiedBackend().plan_sandbox(c, bundle(tmp_path), OPTIONS).boot
-             for c in (RuntimeConfig(), RuntimeConfig(template=True), RuntimeConfig(template=True, pool_size=2))]
-    assert plans == ["cold", "template", "pool"]
+             for c in (RuntimeConfig(), RuntimeConfig(template=False), RuntimeConfig(image="/i"),
+                       RuntimeConfig(pool_size=2))]
+    assert plans == ["template", "cold", "cold", "pool"]
 
 
 def test_container_plan(tmp_path: Path) -> None:
