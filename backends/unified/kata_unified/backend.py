@@ -34,8 +34,8 @@ class UnifiedBackend(Backend):
 
     name = "unified"
     capabilities = Capabilities(
-        image_boot=True, initrd_boot=True, join_by_netns=True, resize=True, hotplug_network=True, events=True,
-        update=True)
+        templates=True, image_boot=True, initrd_boot=True, join_by_netns=True, resize=True, hotplug_network=True,
+        events=True, update=True)
 
     def config_paths(self, options: InvocationOptions) -> Sequence[str]:
         if options.config_path:
@@ -58,11 +58,11 @@ class UnifiedBackend(Backend):
 
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
         size = machine.Size.of(config, options)
+        plan = machine.plan(config, options, size, vcpus_of(bundle.resources), memory_of(bundle.resources))
         return SandboxPlan(
-            id=bundle.id, flavor=self.name,
-            machine=machine.plan(config, options, size, vcpus_of(bundle.resources), memory_of(bundle.resources)),
+            id=bundle.id, flavor=self.name, machine=plan,
             base_vcpus=size.default_vcpus, base_memory=size.default_memory,
-            boot="pool" if config.pool_size else "template" if config.template and not config.image else "cold",
+            boot="pool" if config.pool_size else "template" if config.template and not plan.image else "cold",
             template_path=config.template_path, agent_transport=config.agent_transport,
             boot_timeout=config.boot_timeout, hostname=bundle.hostname,
             network_model=config.internetworking_model, hotplug_network=not config.disable_new_netns,
