@@ -92,7 +92,7 @@ class Channel:
         if fd < 0:
             return
         # A port gives 4 KiB at a time: what follows costs more per piece than per byte.
-        pieces = []
+        pieces: list[bytes] = []
         more = True
         while more and len(pieces) < _READS:
             try:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from kata_agent import log
 from kata_agent.errors import internal, invalid
 from kata_agent.events import Events
 from kata_agent.loop import EPOLLIN, Loop, Timer
 from kata_agent.protocol import guest_pb2
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 _PORT = 53
 _TIMEOUT = 10.0  # seconds for one answer; resolvers ask again after 5

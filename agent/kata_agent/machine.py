@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from kata_agent import __version__, seccomp, storage
+from kata_agent import __version__, storage
 from kata_agent.blockdev import HANDLERS as DEVICE_HANDLERS
 from kata_agent.cgroup import memory, read
 from kata_agent.errors import AgentError, internal, invalid
@@ -106,6 +106,8 @@ def details(block_size: bool, probe: bool) -> agent_pb2.GuestDetailsResponse:
     agent.init_daemon = os.getpid() == 1
     agent.device_handlers.extend(DEVICE_HANDLERS)
     agent.storage_handlers.extend(storage.HANDLERS)
+    from kata_agent import seccomp
+
     agent.supports_seccomp = seccomp.available()
     return response
 

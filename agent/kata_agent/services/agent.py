@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kata_agent import files, log, machine, ps, seccomp, stats
+from kata_agent import files, log, machine, ps, stats
 from kata_agent import storage as storages
 from kata_agent.container import Container
 from kata_agent.errors import AgentError, invalid, precondition, unsupported
@@ -63,7 +63,11 @@ class AgentService:
             spec, extras, lambda other: sandbox.container(other).pidfd(),
             sandbox.pidns.pidfd() if request.sandbox_pidns else -1, request.agent_pidns,
         )
-        filter_ = b"" if extras.process.seccomp_bpf else seccomp.compile(spec.Linux.Seccomp)
+        filter_ = b""
+        if spec.Linux.Seccomp.DefaultAction and not extras.process.seccomp_bpf:
+            from kata_agent import seccomp  # our own runtime sends finished filters, and boot is waited for
+
+            filter_ = seccomp.compile(spec.Linux.Seccomp)
         container = Container(sandbox, request.container_id, exec_id, spec, extras, _names(request.string_user),
                               namespaces, filter_)
         sandbox.add(container)
