@@ -24,6 +24,11 @@ METHODS = frames.method_table([agent_pb2.DESCRIPTOR, guest_pb2.DESCRIPTOR, healt
 TIMEOUT = 60.0
 
 
+def printable(text: str, limit: int = 4096) -> str:
+    """A guest's words as a terminal or a log may have them, at most ``limit`` characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text[:limit])
+
+
 class ChannelClosed(VmError):
     """The channel to the guest broke; the request's fate is unknown."""
 
@@ -114,8 +119,10 @@ class AgentClient:
         self._pending[stream] = future
         self._writer.write(frames.encode(stream, frames.REQUEST, envelope.SerializeToString()))
         try:
-            await self._writer.drain()
-            answer = await (future if timeout is None else asyncio.wait_for(future, timeout))
+            # A guest that reads nothing must not hold up more than one that answers nothing.
+            async with asyncio.timeout(timeout):
+                await self._writer.drain()
+                answer = await future
         except TimeoutError as e:
             raise VmError(f"the agent did not answer {method} within {timeout:g} s") from e
         except ConnectionError as e:
@@ -127,7 +134,7 @@ class AgentClient:
         except DecodeError as e:
             raise VmError(f"the agent's answer to {method} cannot be read") from e
         if response.status.code:
-            raise GuestError(response.status.message[:4096] or f"{method} failed", code=response.status.code)
+            raise GuestError(printable(response.status.message) or f"{method} failed", code=response.status.code)
         return response.payload
 
     async def call(self, service: str, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:

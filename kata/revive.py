@@ -11,19 +11,35 @@ from kata import state
 from kata.errors import KataError, ProxyGone
 from kata.wire import Client
 
+MARGIN = 30.0  #: beyond the boot timeout, seconds
+MACHINE_GONE = 3  #: exit code of the program; the shim knows it
 
-def revive(directory: str, timeout: float = 30.0) -> None:
+
+class MachineGone(ProxyGone):
+    """There is nothing to take over."""
+
+
+def revive(directory: str) -> None:
     """Make sure that a proxy answers for the sandbox; who comes first starts it.
 
-    :raise ProxyGone: the machine is gone too, or no proxy came up in time.
+    :raise MachineGone: the machine is gone too.
+    :raise ProxyGone: no proxy came up.
+    :raise HostError: none came up in time.
     """
+    try:
+        _revive(directory)
+    except FileNotFoundError as e:
+        raise MachineGone("the sandbox is gone") from e
+
+
+def _revive(directory: str) -> None:
     with state.locked(f"{directory}/lock"):
         if _answers(f"{directory}/proxy.sock"):
             return
         record = state.read_json(f"{directory}/sandbox.json")
         qemu = record.get("qemu") or {"pid": 0, "start": 0}
         if not state.alive(qemu["pid"], qemu["start"]):
-            raise ProxyGone(f"the machine of sandbox {record['id']} is gone", "delete its containers with --force")
+            raise MachineGone(f"the machine of sandbox {record['id']} is gone", "delete its containers with --force")
         # Late: a verb that finds its proxy alive needs none of this.
         from kata import cgroups
         from kata.daemons import start_proxy
@@ -35,8 +51,14 @@ def revive(directory: str, timeout: float = 30.0) -> None:
             start_proxy(directory, network, lambda: cgroups.join_like(qemu["pid"]), resume=True)
         finally:
             os.close(network)
-        with Client(f"{directory}/proxy.sock", timeout) as client:
-            client.request("ready", timeout=timeout)
+        timeout = record["plan"]["boot_timeout"] + MARGIN
+        try:
+            with Client(f"{directory}/proxy.sock") as client:
+                client.request("ready", timeout=timeout)
+        except KataError as e:
+            if state.alive(qemu["pid"], qemu["start"]):
+                raise
+            raise MachineGone(f"the machine of sandbox {record['id']} ended while it was taken over") from e
 
 
 def _answers(path: str) -> bool:
@@ -52,6 +74,8 @@ def main(directory: str) -> int:
     """``python -m kata.revive SANDBOX-DIRECTORY``, for a shim, which has no library but the standard one."""
     try:
         revive(directory)
+    except MachineGone:
+        return MACHINE_GONE
     except KataError as e:
         sys.stderr.write(f"kata: {e}\n")
         return 1

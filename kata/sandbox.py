@@ -17,7 +17,7 @@ from typing import Any
 from kata import OCI_VERSION, cgroups, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig
 from kata.daemons import start_proxy, start_shim, write_pid_file
-from kata.errors import InUse, KataError, NotFound, ProxyGone
+from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
 from kata.hooks import run_hooks
 from kata.joining import joined_namespaces, sandbox_in
 from kata.loader import resolved
@@ -86,9 +86,8 @@ class Creation:
             for warning in cgroups.apply(self.cgroup.path, self.bundle.resources):
                 self.log.warning(f"container {self.bundle.id}: {warning}")
             network = self._join(close) if self.joins else self._new_sandbox(undo, close)
-            self.pid = self._shim(network)
+            self.pid = self._shim(network, container)
             undo.callback(end_process, self.pid, state.start_time(self.pid))
-            container.update(pid=self.pid, pid_start=state.start_time(self.pid))
             self._hooks(network)
             self._create_in_guest(mounts)
             if self.pid_file:
@@ -153,13 +152,13 @@ class Creation:
         undo.callback(destroy_sandbox, self.directory)
         state.write_json(f"{self.directory}/sandbox.json", {
             "version": state.VERSION, "id": self.sandbox_id, "root": self.root, "flavor": self.backend.name,
-            "plan": to_json(plan), "containers": {}})
+            "plan": to_json(plan), "containers": {}, "netns": self.bundle.netns})
         start_proxy(self.directory, network, self.cgroup.join)
         return network
 
     def _claim_directory(self) -> None:
-        os.makedirs(os.path.dirname(self.directory), mode=0o700, exist_ok=True)
         try:
+            os.makedirs(os.path.dirname(self.directory), mode=0o700, exist_ok=True)
             os.mkdir(self.directory, 0o700)
         except FileExistsError:
             if sandbox_lives(self.directory):
@@ -167,6 +166,8 @@ class Creation:
                             values={"id": self.sandbox_id}) from None
             destroy_sandbox(self.directory)
             os.mkdir(self.directory, 0o700)
+        except OSError as e:
+            raise HostError(f"cannot make {self.directory}: {e.strerror}", state.full_disk(e)) from e
 
     def _join(self, close: ExitStack) -> int:
         """The network namespace of the sandbox that the container joins."""
@@ -180,10 +181,14 @@ class Creation:
         close.callback(os.close, network)
         return network
 
-    def _shim(self, network: int) -> int:
+    def _shim(self, network: int, container: state.Container) -> int:
+        def prepare() -> None:  # recorded before it executes, so that it is found whatever is killed
+            container.update(pid=os.getpid(), pid_start=state.start_time(os.getpid()))
+            self.cgroup.join()
+
         return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id, self.bundle.args,
                           terminal=self.bundle.terminal, console_socket=self.console_socket, console=self.console,
-                          foreground=self.foreground, network=network, join_cgroup=self.cgroup.join)
+                          foreground=self.foreground, network=network, join_cgroup=prepare)
 
     def _hooks(self, network: int) -> None:
         oci_state = {

@@ -37,6 +37,9 @@ STDIN_WINDOW = 256 << 10  #: bytes of standard input on their way to the guest
 CHUNK = 64 << 10
 OUTPUT_ACK = 128 << 10  #: acknowledge at least this often
 DISCARD = (1 << 64) - 1  #: acknowledges everything: the reader is gone
+MOST_REVIVALS = 5  #: proxies started without a word from one
+MACHINE_GONE = 3  #: what kata.revive ends with when there is nothing to revive
+KILLED = 128 + signal.SIGKILL
 
 FORWARDED = frozenset(signal.Signals) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU,
@@ -120,13 +123,15 @@ class Shim:
         self.stdin_closed = False
         self.status: int | None = None
         self.sock = connection
+        self.attached = False
+        self.revived = 0
         self.decoder = wire.Decoder()
         self.signals: deque[int] = deque()
         self.wake_r, self.wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # --- connection ---------------------------------------------------------------
 
-    def attach(self) -> None:
+    def _attach(self) -> None:
         """Connect if needed, and attach at the offsets reached so far.
 
         :raise KataError: there is no proxy, or no such process.
@@ -140,17 +145,20 @@ class Shim:
         self.sock.settimeout(None)
         self.decoder = wire.Decoder()
         for output in self.outputs.values():
+            output.acked = 0
             output.received = output.written + sum(map(len, output.queue))
         received = [o.received for o in self.outputs.values()] + [0]
         self.send(wire.pack_json(wire.REQUEST, {
             "v": wire.VERSION, "op": "attach", "id": self.container, "exec_id": self.exec_id,
             "offsets": [self.stdin_acked, received[0], received[1]], "terminal": self.terminal, "pid": os.getpid()}))
-        for offset, data in self.unacked:
-            self.send(wire.pack_data(wire.STDIN, offset, data))
+        if self.unacked:
+            pending = b"".join(data for _offset, data in self.unacked)
+            self.send(wire.pack_data(wire.STDIN, self.unacked[0][0], pending))
         if self.stdin_eof:
             self.send(wire.pack_data(wire.STDIN, self.stdin_sent, b"", eof=True))
         if self.terminal:
             self.resize()
+        self.attached = True
 
     def send(self, frame: bytes) -> None:
         assert self.sock is not None
@@ -175,14 +183,14 @@ class Shim:
         previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._on_signal)
         signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
         try:
-            self.attach()
             while not self._finished():
                 try:
+                    if not self.attached:
+                        self._attach()
                     self._turn()
                 except ProxyGone:
-                    if self._finished():
-                        break
-                    self._reconnect()
+                    if not self._finished():
+                        self._revive()
             assert self.status is not None
             return self.status
         finally:
@@ -211,11 +219,11 @@ class Shim:
         os._exit(0)
 
     def _turn(self) -> None:
-        assert self.sock is not None
         poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
+        if self.sock is not None:
+            poll.register(self.sock, select.POLLIN)
         poll.register(self.wake_r, select.POLLIN)
-        if not (self.stdin_eof or self.stdin_closed) and self.stdin_sent - self.stdin_acked < STDIN_WINDOW:
+        if self._wants_input():
             poll.register(self.input, select.POLLIN)
         for output in self.outputs.values():
             if output.queue:
@@ -225,7 +233,7 @@ class Shim:
         ready = dict(poll.poll())
         if self.wake_r in ready:
             os.read(self.wake_r, 4096)
-        while self.signals:
+        while self.signals and self.sock is not None:
             self._forward(self.signals.popleft())
         for output in self.outputs.values():
             if output.queue and ready.get(output.fd, 0) & ~select.POLLIN:
@@ -233,8 +241,12 @@ class Shim:
             self._acknowledge(output)
         if ready.get(self.input, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR):
             self._read_input()
-        if self.sock.fileno() in ready:
+        if self.sock is not None and self.sock.fileno() in ready:
             self._receive()
+
+    def _wants_input(self) -> bool:
+        open_ = self.sock is not None and not (self.stdin_eof or self.stdin_closed)
+        return open_ and self.stdin_sent - self.stdin_acked < STDIN_WINDOW
 
     def _receive(self) -> None:
         assert self.sock is not None
@@ -245,6 +257,8 @@ class Shim:
         if not data:
             raise ProxyGone("the sandbox's proxy went away")
         for kind, flags, payload in self.decoder.feed(data):
+            if kind != wire.ERROR:
+                self.revived = 0
             if kind == wire.DATA:
                 self._take(self.outputs[flags & wire.STREAM_MASK], payload, bool(flags & wire.EOF))
             elif kind == wire.ACK:
@@ -252,10 +266,9 @@ class Shim:
             elif kind == wire.EXIT:
                 self.status = int(json.loads(payload)["status"])
             elif kind == wire.ERROR and self.status is None:
-                error = wire.unpack_error(payload)
-                if error.kind in ("guest", "vm", "wrong-state"):
-                    continue  # a signal or resize that came too late
-                raise error
+                if json.loads(payload).get("op") in ("signal", "winsize"):
+                    continue  # it came too late
+                raise wire.unpack_error(payload)
 
     def _take(self, output: Output, payload: bytes, eof: bool) -> None:
         offset, data = wire.unpack_data(payload)
@@ -269,6 +282,8 @@ class Shim:
         self._acknowledge(output)
 
     def _acknowledge(self, output: Output) -> None:
+        if self.sock is None:
+            return
         if output.broken:
             if output.acked != DISCARD:
                 output.acked = DISCARD
@@ -313,22 +328,29 @@ class Shim:
         if rows or columns:
             self.request("winsize", rows=rows, columns=columns)
 
-    def _reconnect(self) -> None:
-        """Attach to the proxy's successor, starting one if nobody else does.
+    def _revive(self) -> None:
+        """Start the proxy's successor if nobody else does; without a machine, end as if killed.
 
-        :raise ProxyGone: none came up in time.
+        :raise KataError: none came up in time, or one after the other ends at once.
         """
-        assert self.sock is not None
-        self.sock.close()
+        if self.sock is not None:
+            self.sock.close()
         self.sock = None
+        self.attached = False
+        self.revived += 1
+        if self.revived > MOST_REVIVALS:
+            raise KataError("the sandbox's proxy ends again and again", "see proxy.log of the sandbox")
         # A program of its own: it needs what the shim, for its size, does without.
         argv = [sys.executable, "-I", "-m", "kata.revive", os.path.dirname(self.path)]
         pid = os.posix_spawn(sys.executable, argv, os.environ)
-        if os.waitpid(pid, 0)[1] != 0:
-            raise KataError("the sandbox is gone")
-        for output in self.outputs.values():
-            output.acked = 0
-        self.attach()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == MACHINE_GONE:
+            self.attached = True
+            self.status = KILLED
+            for output in self.outputs.values():
+                output.eof = True
+        elif code != 0:
+            raise KataError("the sandbox's proxy is gone, and no other came up", "see proxy.log of the sandbox")
 
 
 def open_console(console_socket: str) -> int:

@@ -76,7 +76,12 @@ def write_json(path: str, value: Mapping[str, Any]) -> None:
     except OSError as e:
         with suppress(FileNotFoundError):
             os.unlink(aside)
-        raise HostError(f"cannot write {path}: {e.strerror}", "is the disk full?" if e.errno == 28 else "") from e
+        raise HostError(f"cannot write {path}: {e.strerror}", full_disk(e)) from e
+
+
+def full_disk(error: OSError) -> str:
+    """A hint, if that is why."""
+    return "the file system is full: make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -218,7 +223,7 @@ def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Co
             raise InUse(f"ID already in use, unique ID should be provided: {container_id}",
                         f"delete it first: kata --root {root} delete {container_id}",
                         values={"id": container_id}) from e
-        raise HostError(f"cannot make {path}: {e.strerror}") from e
+        raise HostError(f"cannot make {path}: {e.strerror}", full_disk(e)) from e
     return Container(root, container_id, {"version": VERSION, **record})
 
 

@@ -9,7 +9,9 @@ import os
 import select
 import shutil
 import signal
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from kata import state
 from kata.errors import HostError, KataError
@@ -18,6 +20,7 @@ from kata.wire import Client
 from kata_agent.linux import syscalls
 
 END_TIMEOUT = 10.0  #: seconds for a killed process to be gone
+LOCK_TIMEOUT = 30.0  #: seconds for whoever starts a proxy to see that there is no machine
 
 
 def end_process(pid: int, started: int, number: int = signal.SIGKILL) -> None:
@@ -47,17 +50,74 @@ def wait_end(pidfd: int, pid: int, timeout: float = END_TIMEOUT) -> None:
 
 
 def destroy_sandbox(directory: str) -> None:
-    """End a sandbox's machine and proxy and remove its directory."""
+    """End a sandbox's machine and proxy and remove its directory.
+
+    :raise HostError: something could not be ended or removed.
+    """
+    record = _read(directory)
+    network = _network(record)
     try:
-        record = state.read_json(f"{directory}/sandbox.json")
+        if _alive(record, "proxy"):
+            # It takes its hands off the network namespace, which may outlive the sandbox.
+            with suppress(KataError), Client(f"{directory}/proxy.sock", END_TIMEOUT) as client:
+                client.request("abandon", timeout=END_TIMEOUT)
+        # The machine first: without it nobody starts another proxy, but somebody may be at it already.
+        _end(record, "qemu")
+        with suppress(FileNotFoundError), state.locked(f"{directory}/lock", LOCK_TIMEOUT):
+            record = _read(directory) or record
+            _end(record, "proxy")
+            _end(record, "qemu")
+            if network >= 0 and record.get("wires"):
+                _detach(network, record["wires"].values())
+            shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        if network >= 0:
+            os.close(network)
+
+
+def _read(directory: str) -> dict[str, Any]:
+    try:
+        return state.read_json(f"{directory}/sandbox.json")
     except (FileNotFoundError, KataError):
-        record = {}
-    proxy = record.get("proxy") or {"pid": 0, "start": 0}
-    if state.alive(proxy["pid"], proxy["start"]):
-        # It takes its hands off the network namespace, which may outlive the sandbox.
-        with suppress(KataError), Client(f"{directory}/proxy.sock", END_TIMEOUT) as client:
-            client.request("abandon", timeout=END_TIMEOUT)
-    for name in ("proxy", "qemu"):
-        process = record.get(name) or {"pid": 0, "start": 0}
-        end_process(process["pid"], process["start"])
-    shutil.rmtree(directory, ignore_errors=True)
+        return {}
+
+
+def _alive(record: Mapping[str, Any], name: str) -> bool:
+    process = record.get(name) or {"pid": 0, "start": 0}
+    return state.alive(process["pid"], process["start"])
+
+
+def _end(record: Mapping[str, Any], name: str) -> None:
+    process = record.get(name) or {"pid": 0, "start": 0}
+    end_process(process["pid"], process["start"])
+
+
+def _network(record: Mapping[str, Any]) -> int:
+    """The sandbox's network namespace, if it is still to be had and wires may be in it; else -1."""
+    if not record.get("wires"):
+        return -1
+    paths = [f"/proc/{record[name]['pid']}/ns/net" for name in ("qemu", "proxy") if _alive(record, name)]
+    for path in (*paths, record.get("netns")):
+        if path:
+            with suppress(OSError):
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    return -1
+
+
+def _detach(network: int, wires: Iterable[dict[str, Any]]) -> None:
+    """What the proxy does when it is not killed."""
+    from kata.network import netns, wire
+    from kata_agent.linux.rtnl import Rtnl
+
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        netns.enter(network)
+        try:
+            with Rtnl() as rtnl:
+                for data in wires:
+                    wire.detach(rtnl, wire.Wire.from_json(data))
+                wire.sweep(rtnl)
+        finally:
+            netns.enter(home)
+    finally:
+        os.close(home)

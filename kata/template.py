@@ -26,6 +26,7 @@ from kata.errors import HostError
 from kata.planjson import to_json
 
 FORMAT = 1
+MAKING = ".making"
 
 
 def base_machine(plan: SandboxPlan) -> MachinePlan:
@@ -105,7 +106,7 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
         if not _taken(lock, wait) or os.path.exists(f"{plan.template_path}/{name}"):
             yield None
             return
-        aside = f"{plan.template_path}/{name}.making"
+        aside = f"{plan.template_path}/{name}{MAKING}"
         shutil.rmtree(aside, ignore_errors=True)  # of a maker that was killed
         os.mkdir(aside, 0o700)
         try:
@@ -114,6 +115,24 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _drop_others(plan.template_path, name)
+    finally:
+        os.close(lock)
+
+
+def unfinished(path: str) -> list[str]:
+    """Folders of makers below ``path``, also of those at work."""
+    with suppress(FileNotFoundError):
+        return sorted(f"{path}/{name}" for name in os.listdir(path) if name.endswith(MAKING))
+    return []
+
+
+def drop_unfinished(path: str) -> None:
+    """Remove what makers that were killed left; one at work is left alone."""
+    lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if _taken(lock, False):
+            for folder in unfinished(path):
+                shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -9,7 +9,7 @@ type       payload
 =========  ======================================================================
 REQUEST    JSON ``{"v": 1, "op": NAME, ...}``; answered by one REPLY or ERROR
 REPLY      JSON object
-ERROR      JSON ``{"kind", "text", "hint", "code"}`` of a :class:`KataError`
+ERROR      JSON ``{"op", "kind", "text", "hint", "code"}``: the request's op, a :class:`KataError`
 DATA       u64 offset of the first byte since the stream began, then the bytes;
            flags: stream number (0, 1, 2), ``EOF`` added on the last frame
 ACK        u64: bytes below this offset are safe; flags: stream number
@@ -70,8 +70,8 @@ def pack_ack(stream: int, offset: int) -> bytes:
     return pack(ACK, OFFSET.pack(offset), stream)
 
 
-def pack_error(error: KataError) -> bytes:
-    value = {"kind": error.kind, "text": error.text, "hint": error.hint, "code": getattr(error, "code", 2)}
+def pack_error(error: KataError, op: str = "") -> bytes:
+    value = {"op": op, "kind": error.kind, "text": error.text, "hint": error.hint, "code": getattr(error, "code", 2)}
     return pack_json(ERROR, value)
 
 

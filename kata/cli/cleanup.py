@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -20,7 +21,7 @@ VERB = Verb(
 
 def run(context: Context, args: Namespace) -> int:
     failed = 0
-    for label, remove in [*_containers(context), *_sandboxes()]:
+    for label, remove in [*_containers(context), *_sandboxes(), *_folders(context)]:
         print(f"{'would remove' if args['dry_run'] else 'removing'} {label}")
         if args["dry_run"]:
             continue
@@ -41,9 +42,12 @@ def _containers(context: Context) -> list[tuple[str, Callable[[], None]]]:
             continue  # 'delete --force' removes it, by name
         from kata.sandbox import sandbox_lives
 
-        if container.status() == "stopped" and not sandbox_lives(container.sandbox_dir):
-            found.append((f"container {container.id} (its machine is gone)",
-                          partial(delete, context, container, True)))
+        if container.status() != "stopped":
+            continue
+        why = ("its creator is gone" if container.record["status"] == "creating"
+               else "its machine is gone" if not sandbox_lives(container.sandbox_dir) else "")
+        if why:
+            found.append((f"container {container.id} ({why})", partial(delete, context, container, True)))
     return found
 
 
@@ -51,8 +55,26 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
     """Sandboxes that no container record points to."""
     from kata.teardown import destroy_sandbox
 
-    used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
     top = f"{state.RUN_DIR}/sandboxes"
+    # Before the containers: a sandbox made meanwhile has a container already.
     keys = sorted(os.listdir(top)) if os.path.isdir(top) else []
+    used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
     return [(f"sandbox {key} (no container is in it)", partial(destroy_sandbox, state.sandbox_dir(key)))
             for key in keys if key not in used]
+
+
+def _folders(context: Context) -> list[tuple[str, Callable[[], None]]]:
+    """What verbs and makers of templates were at when they were killed."""
+    from kata import template
+
+    found: list[tuple[str, Callable[[], None]]] = [
+        (f"folder {path} (its maker is gone)", partial(shutil.rmtree, path, ignore_errors=True))
+        for path in state.stale_folders()]
+    try:
+        path = context.backend().load_config(context.invocation(), {}).template_path
+    except KataError as e:
+        context.log.warning(f"templates are not looked at: {e}")
+        return found
+    if template.unfinished(path):
+        found.append((f"unfinished templates below {path}", partial(template.drop_unfinished, path)))
+    return found

@@ -91,9 +91,17 @@ def _leave_sandbox(container: state.Container, force: bool) -> bool:
         revive(container.sandbox_dir)
     except KataError:
         return True
-    with suppress(NotFound), Client(container.proxy_socket) as client:
-        return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
-    return _is_last(container)
+    try:
+        with Client(container.proxy_socket) as client:
+            return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
+    except NotFound:
+        return _is_last(container)
+    except WrongState:
+        raise
+    except KataError:
+        if not force:
+            raise
+        return True  # a machine that nobody can drive
 
 
 def _is_last(container: state.Container) -> bool:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -107,10 +108,13 @@ def detach(rtnl: Rtnl, wire: Wire) -> None:
     :raise HostError: the kernel refuses.
     """
     try:
-        if wire.model in HOST_DNS_MODELS and wire.tap_index in {f.target for f in _filters(rtnl, wire.ifindex)}:
-            tc.delete_ingress(rtnl, wire.ifindex)
-            if wire.host_dns:
-                _answer_arp(rtnl.link(wire.ifindex).name)
+        if wire.model in HOST_DNS_MODELS:
+            filters = _filters(rtnl, wire.ifindex)
+            # The tap goes with QEMU, and the filters stay.
+            if wire.tap_index in {f.target for f in filters} or _dead(filters):
+                tc.delete_ingress(rtnl, wire.ifindex)
+                if wire.host_dns:
+                    _answer_arp(rtnl.link(wire.ifindex).name)
         if wire.bridge_index and _is(rtnl, wire.bridge_index, names.bridge(wire.ifindex)):
             with suppress(OSError):
                 rtnl.set_link(wire.ifindex, master=0, address=wire.mac)
@@ -120,6 +124,30 @@ def detach(rtnl: Rtnl, wire: Wire) -> None:
     except OSError as error:
         if error.errno != errno.ENODEV:  # it went meanwhile, which is what was wanted
             raise HostError(f"cannot detach interface {wire.interface}: {error.strerror}") from error
+
+
+def sweep(rtnl: Rtnl, keep: Collection[int] = ()) -> None:
+    """Remove what a proxy that was killed made in this namespace and could not record.
+
+    That is taps and bridges by our names, and filters whose tap is gone, which
+    can only drop packets.
+
+    :param keep: indexes of interfaces that are in use.
+    :raise HostError: the kernel refuses.
+    """
+    try:
+        links = rtnl.links()
+        for link in links:
+            if names.is_ours(link.name) and link.ifindex not in keep:
+                with suppress(OSError):
+                    rtnl.delete_link(link.ifindex)
+        for link in links:
+            if _dead(_filters(rtnl, link.ifindex)):
+                tc.delete_ingress(rtnl, link.ifindex)
+                _answer_arp(link.name)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise HostError(f"cannot clean the network namespace: {error.strerror}") from error
 
 
 def intact(rtnl: Rtnl, wire: Wire) -> bool:
@@ -164,6 +192,12 @@ def _filters(rtnl: Rtnl, index: int) -> list[tc.Filter]:
         raise
 
 
+def _dead(filters: list[tc.Filter]) -> bool:
+    """Whether these sent packets to a tap that is gone: of a sandbox that was killed."""
+    targets = [f.target for f in filters]
+    return 0 in targets and max(targets) <= 0
+
+
 def _new_tap(rtnl: Rtnl, interface: Interface, undo: ExitStack) -> tuple[str, int, int]:
     """A tap that is up; returns its name, index and descriptor."""
     name = names.tap(interface.index)
@@ -201,7 +235,8 @@ def _take_ingress(rtnl: Rtnl, interface: Interface) -> None:
     except OSError as error:
         if error.errno != errno.EEXIST:
             raise
-    if any(f.target != 0 for f in _filters(rtnl, interface.index)):
+    filters = _filters(rtnl, interface.index)
+    if filters and not _dead(filters):
         raise HostError(f"interface {interface.name} already has traffic control filters",
                         f"another sandbox uses it, or remove them: tc qdisc del dev {interface.name} ingress")
     # No filter, or filters whose target is gone: they can only drop packets.

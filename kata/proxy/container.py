@@ -33,6 +33,7 @@ class Container:
     ooms: int = 0  #: how often the guest's kernel killed for lack of memory
     report: asyncio.Future[None] | None = None  #: of the latest one, to engines that watch the host's cgroup
     _oom: asyncio.Event = field(default_factory=asyncio.Event)
+    _attached: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
@@ -60,8 +61,23 @@ class Container:
         self.ooms += 1
         self._oom.set()
         self._oom = asyncio.Event()
-        if self.status != "stopped":
+        if self.status != "stopped" and not self.record.record.get("oom_killed"):
             self.record.update(oom_killed=True)
+
+    def attach(self, exec_id: str, shim: int) -> None:
+        self.shims[exec_id] = shim
+        self._attached.set()
+        self._attached = asyncio.Event()
+
+    async def attached(self, exec_id: str) -> None:
+        """Wait until the process has a shim, or ended."""
+        while exec_id not in self.shims and not self.processes[exec_id].done():
+            came: asyncio.Future[Any] = asyncio.ensure_future(self._attached.wait())
+            waited: set[asyncio.Future[Any]] = {came, self.processes[exec_id]}
+            try:
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                came.cancel()
 
     async def wait_oom(self, seen: int) -> None:
         """Wait until there were more than ``seen``."""

@@ -17,7 +17,7 @@ Handler = Callable[["Connection", Mapping[str, Any], list[int]], Awaitable[dict[
 
 RECEIVE = 1 << 18
 MAX_FDS = 4096
-MAX_EARLY = 64  #: a shim sends no more before it hears from us
+MAX_EARLY = 512 << 10  #: bytes; a shim sends no more before it hears from us
 
 
 class Connection:
@@ -32,6 +32,7 @@ class Connection:
         self.sock = sock
         self._frames: Callable[[int, int, bytes], None] | None = None
         self._early: list[tuple[int, int, bytes]] = []
+        self._early_size = 0
         self.closed = asyncio.Event()
         self._handler = handler
         self._decoder = wire.Decoder()
@@ -74,8 +75,9 @@ class Connection:
     def _frame(self, kind: int, flags: int, payload: bytes) -> None:
         if self._frames is not None:
             self._frames(kind, flags, payload)
-        elif len(self._early) < MAX_EARLY:
+        elif self._early_size + len(payload) <= MAX_EARLY:
             self._early.append((kind, flags, payload))
+            self._early_size += len(payload)
         else:
             self.close()
 
@@ -92,20 +94,22 @@ class Connection:
         return self._frames is not None
 
     async def _answer(self, payload: bytes, fds: list[int]) -> None:
+        op = ""
         try:
             request = json.loads(payload)
+            op = request.get("op", "")
             if request.get("v") != wire.VERSION:
                 raise HostError(f"the proxy of this sandbox speaks version {wire.VERSION} of the control protocol, "
                                 f"the caller version {request.get('v')}", "use the program that made the sandbox")
             self.send(wire.pack_json(wire.REPLY, await self._handler(self, request, fds)))
         except KataError as e:
-            self.send(wire.pack_error(e))
+            self.send(wire.pack_error(e, op))
         except OSError as e:
-            self.send(wire.pack_error(HostError(f"the proxy failed: {e}")))
+            self.send(wire.pack_error(HostError(f"the proxy failed: {e}"), op))
         except Exception as e:  # a bug: the caller must not wait for an answer that never comes
             traceback.print_exc()
             failure = HostError(f"the proxy failed: {type(e).__name__}", "see proxy.log of the sandbox")
-            self.send(wire.pack_error(failure))
+            self.send(wire.pack_error(failure, op))
         finally:
             wire.close_all(fds)
 

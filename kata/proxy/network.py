@@ -65,9 +65,14 @@ class Network:
         self._watcher = Watcher()
         for card, data in self.record.data.get("wires", {}).items():
             kept = wire.Wire.from_json(data)
-            if wire.intact(self._watcher.rtnl, kept):
+            if wire.intact(self._watcher.rtnl, kept) and await self.machine.has_device(card):
                 self.wires[kept.ifindex] = (card, kept)
                 self._watcher.joined(kept.ifindex, kept.mac, kept.indexes)
+            else:  # an earlier proxy ended while it made or removed this one
+                wire.detach(self._watcher.rtnl, kept)
+                await self.machine.forget_nic(card)
+        wire.sweep(self._watcher.rtnl, {i for _card, kept in self.wires.values() for i in kept.indexes})
+        self._save()
         await self.sync()
         asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._changed)
 
@@ -160,12 +165,20 @@ class Network:
         if self._watcher is None:
             return
         asyncio.get_running_loop().remove_reader(self._watcher.fileno())
+        async with self._lock:
+            self._detach_all()
+
+    def _detach_all(self) -> None:
+        if self._watcher is None:
+            return
         for _card, joined in self.wires.values():
             try:
                 wire.detach(self._watcher.rtnl, joined)
             except HostError as e:
                 log(f"network: {e}")
         self.wires.clear()
+        with suppress(HostError):  # a folder that is gone already
+            self._save()
         self._watcher.close()
         self._watcher = None
 
@@ -185,17 +198,20 @@ class Network:
 
     async def answer_dns(self, query: Any) -> None:
         """Ask the resolver on the host's side what a guest asked its relay."""
+        if self._queries >= DNS_OUTSTANDING:
+            return  # a resolver asks again
+        self._queries += 1
         answer = b""
-        if self._queries < DNS_OUTSTANDING and query.server in self._relayed and len(query.query) <= DNS_MAX:
-            self._queries += 1
-            try:
+        try:
+            if query.server in self._relayed and len(query.query) <= DNS_MAX:
                 ask = _ask_tcp if query.tcp else _ask_udp
-                answer = await asyncio.wait_for(ask(query.server, query.query), DNS_TIMEOUT)
-            except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
-                log(f"network: resolver {query.server}: {type(e).__name__} {e}")
-            finally:
-                self._queries -= 1
-        await self.agent.guest("AnswerDns", guest_pb2.DnsAnswer(id=query.id, answer=answer))
+                try:
+                    answer = await asyncio.wait_for(ask(query.server, query.query), DNS_TIMEOUT)
+                except (OSError, TimeoutError, asyncio.IncompleteReadError) as e:
+                    log(f"network: resolver {query.server}: {type(e).__name__} {e}")
+            await self.agent.guest("AnswerDns", guest_pb2.DnsAnswer(id=query.id, answer=answer))
+        finally:
+            self._queries -= 1
 
 
 def _loopback_resolvers() -> set[str]:

@@ -23,6 +23,9 @@ Request = Mapping[str, Any]
 Op = Callable[[Connection, Request, list[int]], Awaitable[dict[str, Any]]]
 
 
+SETTLE_TIMEOUT = 2.0  #: seconds
+
+
 class Operations:
     """Dispatches requests to the sandbox.
 
@@ -32,14 +35,18 @@ class Operations:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.finished = asyncio.Event()
+        self._streams: set[asyncio.Task[None]] = set()
         self._ops: dict[str, Op] = {
             name.removeprefix("op_"): getattr(self, name) for name in dir(self) if name.startswith("op_")
         }
 
     async def __call__(self, connection: Connection, request: Request, fds: list[int]) -> dict[str, Any]:
-        op = self._ops.get(request.get("op", ""))
+        name = request.get("op", "")
+        op = self._ops.get(name)
         if op is None:
-            raise UsageError(f"the proxy knows no operation {request.get('op')!r}")
+            raise UsageError(f"the proxy knows no operation {name!r}")
+        if self.sandbox.resuming and name != "abandon":
+            await asyncio.shield(self.sandbox.ready)
         return await op(connection, request, fds)
 
     # --- life --------------------------------------------------------------------------
@@ -99,11 +106,10 @@ class Operations:
         """Begin the stream of a process; frames of data, then its exit, follow the reply."""
         container_id, exec_id = r["id"], r["exec_id"]
         if container_id not in self.sandbox.containers or container_id in self.sandbox.expected:
-            future = self.sandbox.expected.setdefault(container_id, asyncio.get_running_loop().create_future())
-            await asyncio.shield(future)
+            await self.sandbox.made(container_id)
         container = self.sandbox.find(container_id)
         if exec_id not in container.processes:
-            raise NotFound(f"container {container_id} has no process {exec_id}", values={"id": container_id})
+            raise NotFound(f"container {container_id} has no process {exec_id[:80]}", values={"id": container_id})
         attachment = Attachment(self.sandbox.agent, container_id, exec_id, connection,
                                 (r["offsets"][0], r["offsets"][1], r["offsets"][2]), r["terminal"],
                                 container.processes[exec_id])
@@ -117,9 +123,17 @@ class Operations:
                 attachment.on_stdin(offset, data, bool(flags & wire.EOF))
 
         connection.take_frames(on_frame)
-        container.shims[exec_id] = r["pid"]
-        self.sandbox.spawn(self._attached(connection, attachment, r["pid"]))
+        container.attach(exec_id, r["pid"])
+        task = self.sandbox.spawn(self._attached(connection, attachment, r["pid"]))
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
         return {}
+
+    async def settle(self) -> None:
+        """Let shims have the exits that their sandbox's end brought about."""
+        if self._streams:
+            await asyncio.wait(self._streams, timeout=SETTLE_TIMEOUT)
+
 
     async def _attached(self, connection: Connection, attachment: Attachment, shim: int) -> None:
         container = self.sandbox.find(attachment.container)

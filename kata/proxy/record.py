@@ -21,9 +21,12 @@ class SandboxRecord:
         self.data.update(changes)
         state.write_json(self.path, self.data)
 
-    def add_container(self, root: str, plan: ContainerPlan, resources: Mapping[str, Any]) -> None:
-        entry = {"root": root, "plan": to_json(plan), "resources": dict(resources)}
+    def add_container(self, root: str, plan: ContainerPlan, resources: Mapping[str, Any], *,
+                      making: bool = False) -> None:
+        """:param making: it is not whole yet; a proxy that takes over removes it."""
+        entry = {"root": root, "plan": to_json(plan), "resources": dict(resources), "making": making}
         self.update(containers={**self.data["containers"], plan.id: entry})
 
     def remove_container(self, container_id: str) -> None:
-        self.update(containers={k: v for k, v in self.data["containers"].items() if k != container_id})
+        if container_id in self.data["containers"]:
+            self.update(containers={k: v for k, v in self.data["containers"].items() if k != container_id})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from google.protobuf import empty_pb2
@@ -14,7 +15,7 @@ from kata import cgroups, state
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.daemons import start_factory
-from kata.errors import GuestError, InUse, KataError, NotFound, VmError
+from kata.errors import GuestError, HostError, InUse, KataError, NotFound, VmError
 from kata.planjson import from_json, to_json
 from kata.proxy import convert
 from kata.proxy.container import Container
@@ -24,9 +25,13 @@ from kata.proxy.record import SandboxRecord
 from kata.storage.share import ShareRoot
 from kata.vm.argv import SHARE_TAG
 from kata.vm.machine import Machine
+from kata_agent.linux import syscalls
 from kata_agent.protocol import agent_pb2, guest_pb2
 
 GUEST_SHARE = "/run/kata/shared"
+#: How long a shim may take to attach again after the proxy was restarted, seconds.
+ATTACH_TIMEOUT = 30.0
+EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
 #: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
 KILL_TIMEOUT = 10.0
 
@@ -35,7 +40,7 @@ class Sandbox:
     """The engine of one sandbox.  ``ready`` is done once containers can be made."""
 
     def __init__(self, directory: str, plan: SandboxPlan, record: SandboxRecord, machine: Machine,
-                 agent: AgentClient, share: ShareRoot, cloned: bool = False) -> None:
+                 agent: AgentClient, share: ShareRoot, cloned: bool = False, resuming: bool = False) -> None:
         self.directory = directory
         self.plan = plan
         self.record = record
@@ -43,6 +48,7 @@ class Sandbox:
         self.agent = agent
         self.share = share
         self.cloned = cloned
+        self.resuming = resuming  #: what there is is not known before ``ready``
         self.network = Network(plan, machine, agent, record)
         self.containers: dict[str, Container] = {}
         self.expected: dict[str, asyncio.Future[Container]] = {}
@@ -118,11 +124,21 @@ class Sandbox:
     async def _resume(self) -> None:
         inventory = await self.agent.guest("ListAll", empty_pb2.Empty())
         guest = {c.container_id: c for c in inventory.containers}
-        for container_id, entry in self.record.data["containers"].items():
+        for container_id, entry in list(self.record.data["containers"].items()):
             plan = from_json(ContainerPlan, entry["plan"])
-            container = Container(plan, entry["root"], entry["resources"],
-                                  state.load_container(entry["root"], container_id))
-            container.disks = [f"disk-{disk.serial}" for disk in plan.disks]
+            disks = [f"disk-{disk.serial}" for disk in plan.disks]
+            try:
+                record = state.load_container(entry["root"], container_id)
+            except NotFound:
+                record = None
+            if entry.get("making") or record is None:
+                log(f"removing {container_id}, which was not whole")
+                await self._leave_guest(container_id, disks)
+                self.share.remove(container_id)
+                self.record.remove_container(container_id)
+                continue
+            container = Container(plan, entry["root"], entry["resources"], record)
+            container.disks = disks
             self.containers[container_id] = container
             cgroups.release_limit(container.cgroup)
             if container_id not in guest:
@@ -134,10 +150,26 @@ class Sandbox:
                     container.processes[exec_id] = _done(process.status)
                 else:
                     self.track(container, exec_id)
+                    if exec_id == container_id or exec_id.startswith(EXEC_PREFIX):
+                        self.spawn(self._expect_shim(container, exec_id))
             if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
                 container.set_status(guest[container_id].state)
         await self.network.resume()
         self.spawn(self._events(inventory.last_event))
+
+    async def _expect_shim(self, container: Container, exec_id: str) -> None:
+        """End a process whose shim does not attach again: it went while there was no proxy."""
+        pid, started = container.record.record["pid"], container.record.record["pid_start"]
+        if exec_id != container.id or state.alive(pid, started):
+            try:
+                async with asyncio.timeout(ATTACH_TIMEOUT):
+                    await container.attached(exec_id)
+                    return
+            except TimeoutError:
+                pass
+        if not container.processes[exec_id].done():
+            log(f"the shim of {exec_id} in {container.id} is gone; ending its process")
+            await self.signal(container.id, exec_id, 9)
 
     async def _reach_agent(self) -> None:
         """Connect to the agent within the boot timeout, or say how the guest failed."""
@@ -163,9 +195,9 @@ class Sandbox:
                 task.cancel()
             await asyncio.gather(reaching, gone, return_exceptions=True)
 
-    def spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Any) -> asyncio.Task[None]:
         """Run a task of the sandbox for as long as it lasts; a failure is logged."""
-        task = asyncio.ensure_future(coroutine)
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
         self.tasks.add(task)
 
         def ended(done: asyncio.Task[None]) -> None:
@@ -174,6 +206,7 @@ class Sandbox:
                 log(f"{coroutine.__qualname__}: {error}")
 
         task.add_done_callback(ended)
+        return task
 
     # --- what happens by itself ---------------------------------------------------------
 
@@ -201,8 +234,10 @@ class Sandbox:
     def _oom(self, container_id: str) -> None:
         container = self.containers.get(container_id)
         if container is not None:
-            log(f"container {container_id} ran out of memory")
             container.add_oom()
+            if container.report is not None and not container.report.done():
+                return  # a guest may say so as often as it likes
+            log(f"container {container_id} ran out of memory")
             container.report = asyncio.ensure_future(_report_oom(container.cgroup))
 
     async def _watch_process(self, container: Container, exec_id: str) -> None:
@@ -238,6 +273,22 @@ class Sandbox:
         except KeyError:
             raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id}) from None
 
+    async def made(self, container_id: str) -> None:
+        """Wait until a verb has made a container.
+
+        :raise NotFound: the verb is gone, and will not make it.
+        """
+        made = self.expected.setdefault(container_id, asyncio.get_running_loop().create_future())
+        if container_id not in self.containers:
+            record = state.load_container(self.record.data["root"], container_id).record
+            async with _end_of(record["creator"], record["creator_start"]) as gone:
+                waited: set[asyncio.Future[Any]] = {made, gone}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not made.done() and container_id not in self.containers:
+                raise NotFound(f"the verb that was to make container {container_id} is gone",
+                               values={"id": container_id})
+        await asyncio.shield(made)
+
     async def create(self, plan: ContainerPlan, root: str, resources: Mapping[str, Any], fds: Sequence[int]) -> None:
         """Make a container and its first process, ready to run.
 
@@ -252,12 +303,16 @@ class Sandbox:
         made = self.expected.setdefault(plan.id, asyncio.get_running_loop().create_future())
         self.containers[plan.id] = container
         try:
+            self.record.add_container(root, plan, resources, making=True)
             for share, fd in zip(plan.shares, fds, strict=True):
                 self.share.add(plan.id, share.name, fd, share.is_dir)
             await asyncio.shield(self.ready)
             await self.network.sync()
             await self.network.relay_dns(plan.dns_relay)
             await self._make(container)
+            self.track(container, plan.id)
+            container.set_status("created")
+            self.record.add_container(root, plan, resources)
         except BaseException as e:
             error = e if isinstance(e, KataError) else VmError("making the container was interrupted")
             made.set_exception(error)
@@ -266,9 +321,6 @@ class Sandbox:
             raise
         finally:
             self.expected.pop(plan.id, None)
-        self.track(container, plan.id)
-        container.set_status("created")
-        self.record.add_container(root, plan, resources)
         made.set_result(container)
 
     async def _make(self, container: Container) -> None:
@@ -286,24 +338,29 @@ class Sandbox:
         """Undo ``create`` as far as it got."""
         self.containers.pop(container.id, None)
         if not self.machine.gone.is_set() and self.ready.done() and self.ready.exception() is None:
-            await self._leave_guest(container)
+            await self._leave_guest(container.id, container.disks)
         self.share.remove(container.id)
-
-    async def _leave_guest(self, container: Container) -> None:
         try:
-            await self.agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=container.id),
+            self.record.remove_container(container.id)
+        except HostError as e:
+            log(f"removing {container.id}: {e}")
+
+    async def _leave_guest(self, container_id: str, disks: Sequence[str]) -> None:
+        """Take a container and its disks out of the machine, as far as the guest goes along."""
+        try:
+            await self.agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=container_id),
                                    timeout=KILL_TIMEOUT)
         except GuestError as e:
             if e.code != 5:  # NOT_FOUND: it never came to be
-                log(f"removing {container.id} in the guest: {e}")
+                log(f"removing {container_id} in the guest: {e}")
         except VmError as e:
-            log(f"removing {container.id} in the guest: {e}")
-        for name in container.disks:
+            log(f"removing {container_id} in the guest: {e}")
+            return  # it would not let go of a disk either
+        for name in disks:
             try:
                 await self.machine.remove_disk(name)
             except KataError as e:
                 log(f"releasing {name}: {e}")
-        container.disks.clear()
 
     async def start(self, container_id: str) -> None:
         container = self.find(container_id)
@@ -377,7 +434,7 @@ class Sandbox:
                 await self.machine.resume()
             last = len(self.containers) == 1
             if not self.machine.gone.is_set():
-                await self._leave_guest(container)
+                await self._leave_guest(container_id, container.disks)
             if last:
                 self.closing = True
                 await self.machine.kill()
@@ -388,6 +445,9 @@ class Sandbox:
             self.containers.pop(container_id, None)
             self.share.remove(container_id)
             self.record.remove_container(container_id)
+            if last:
+                # Before the answer: who gets it may end this process.
+                await self.network.stop()
         return last
 
     async def resize(self, vcpus: int, memory: int) -> None:
@@ -427,6 +487,32 @@ class Sandbox:
         for name in ("channel.sock", "qmp.sock"):
             if os.path.exists(f"{self.directory}/{name}"):
                 os.unlink(f"{self.directory}/{name}")
+
+
+@asynccontextmanager
+async def _end_of(pid: int, started: int) -> AsyncIterator[asyncio.Future[None]]:
+    """A future that is done when process ``pid``, which started at ``started``, has ended."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        pidfd = syscalls.pidfd_open(pid)
+    except ProcessLookupError:
+        ended.set_result(None)
+        yield ended
+        return
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    try:
+        if state.alive(pid, started):
+            loop.add_reader(pidfd, end)
+        else:
+            end()
+        yield ended
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
 
 
 async def _report_oom(cgroup: str) -> None:

@@ -9,14 +9,17 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kata import state
 from kata.agent_client import AgentClient
-from kata.errors import KataError
+from kata.errors import HostError, KataError
 from kata.proxy.control import Connection, Server
 from kata.proxy.grpc_gate import AgentSocket
 from kata.proxy.log import log
+from kata.proxy.logs import BoundedLogs
 from kata.proxy.ops import Operations
 from kata.proxy.record import SandboxRecord
 from kata.proxy.sandbox import Sandbox
+from kata.spawn import stop
 from kata.storage.special import SpecialFiles
 from kata.vm.machine import Machine
 
@@ -26,7 +29,14 @@ if TYPE_CHECKING:
 
 def serve(start: Start, listener: socket.socket, failure: KataError | None, resume: bool) -> None:
     """Serve until the sandbox is gone."""
-    asyncio.run(_failed(listener, failure) if failure is not None else _serve(start, listener, resume))
+    if failure is None:
+        try:
+            asyncio.run(_serve(start, listener, resume))
+            return
+        except KataError as e:
+            failure = e
+            stop(start.pid)
+    asyncio.run(_failed(listener, failure))
 
 
 async def _failed(listener: socket.socket, failure: KataError) -> None:
@@ -51,10 +61,17 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
     if start.template is not None and not await _restored(start, machine):
         machine = Machine(start.machine, start.pid, start.directory)
+        record = SandboxRecord(start.directory)
     agent = AgentClient(f"{start.directory}/channel.sock", start.token)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
-                      cloned=start.template is not None)
-    _follow_special_files(machine.pid)
+                      cloned=start.template is not None, resuming=resume)
+    try:
+        _follow_special_files(machine.pid)
+    except HostError:
+        if state.start_time(machine.pid):
+            raise
+        # QEMU has ended already; the boot says why.
+    logs = BoundedLogs(start.directory)
     operations = Operations(sandbox)
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
@@ -64,8 +81,10 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     gc.freeze()
     await operations.finished.wait()
     await agent_socket.close()
+    await operations.settle()
     await _drain(server)
     await sandbox.close()
+    logs.close()
 
 
 def _follow_special_files(pid: int) -> None:

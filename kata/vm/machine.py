@@ -181,6 +181,19 @@ class Machine:
             self.ports.pop(name, None)
             raise
 
+    async def has_device(self, name: str) -> bool:
+        """Whether a device of this name is plugged in."""
+        plugged = await self.qmp.execute("qom-list", {"path": "/machine/peripheral"})
+        return any(entry["name"] == name for entry in plugged)
+
+    async def forget_nic(self, name: str) -> None:
+        """Remove what an interrupted :meth:`add_nic` or :meth:`remove_nic` left."""
+        if await self.has_device(name):
+            await self._unplug(name)
+        self.ports.pop(name, None)
+        with suppress(HostError):  # it may be gone as well
+            await self.qmp.execute("netdev_del", {"id": f"net-{name}"})
+
     async def remove_nic(self, name: str) -> None:
         """Unplug a card; the guest has let go of it before."""
         await self._unplug(name)
