@@ -12,7 +12,7 @@ from kata import cgroups, state
 from kata.errors import HostError
 from kata.network import netns
 from kata.spawn import spawn
-from kata.vm.launch import listening_socket
+from kata.wire import listening_socket
 
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
 PROXY_LISTENER = 3

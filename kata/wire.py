@@ -191,3 +191,19 @@ class Client:
 def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def listening_socket(path: str) -> socket.socket:
+    """A unix socket bound to ``path`` with mode 0600, listening.
+
+    :raise HostError: the path cannot be bound.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(path)
+        os.chmod(path, 0o600)
+        sock.listen(64)
+    except OSError as e:
+        sock.close()
+        raise HostError(f"cannot listen on {path}: {e.strerror}") from e
+    return sock

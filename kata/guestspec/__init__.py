@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kata import seccomp
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
 from kata.guestspec.devices import Devices
 from kata.guestspec.extras import container_extras, exec_extras, process_extras
@@ -73,6 +72,8 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
     if bundle.seccomp and config.disable_guest_seccomp:
         warnings.append("linux.seccomp: not applied, since disable_guest_seccomp is set")
     elif bundle.seccomp:
+        from kata import seccomp  # ctypes and a compiler, for those who ask for a filter
+
         compiled = seccomp.compile_profile(bundle.seccomp)
         bpf, flags = compiled.bpf, compiled.flags
         warnings += compiled.warnings

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata.agent_client import METHODS
 from kata.errors import GuestError, KataError
-from kata.vm.launch import listening_socket
+from kata.wire import listening_socket
 
 if TYPE_CHECKING:
     from kata.proxy.sandbox import Sandbox

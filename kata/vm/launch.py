@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
-import socket
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +11,7 @@ from kata.contract import MachinePlan
 from kata.errors import HostError
 from kata.spawn import spawn
 from kata.vm.argv import Endpoints, qemu_argv
+from kata.wire import listening_socket
 from kata_agent.linux import capability, syscalls
 
 # What QEMU needs as root: the 9p server makes files with any owner, mode and
@@ -42,22 +40,6 @@ class Memory:
     channel_token: str  #: of all its clones: it is on the saved kernel command line
 
 
-def listening_socket(path: str) -> socket.socket:
-    """A unix socket bound to ``path`` with mode 0600, listening.
-
-    :raise HostError: the path cannot be bound.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.bind(path)
-        os.chmod(path, 0o600)
-        sock.listen(64)
-    except OSError as e:
-        sock.close()
-        raise HostError(f"cannot listen on {path}: {e.strerror}") from e
-    return sock
-
-
 def launch(
     plan: MachinePlan,
     name: str,
@@ -76,7 +58,7 @@ def launch(
     :param in_child: runs in QEMU's process, the last thing before it executes; gets the channel's token.
     :raise HostError: it could not be started; nothing is left but the files.
     """
-    token = memory.channel_token if memory is not None else secrets.token_hex(32)
+    token = memory.channel_token if memory is not None else os.urandom(32).hex()
     with listening_socket(f"{directory}/channel.sock") as channel, listening_socket(f"{directory}/qmp.sock") as qmp:
         ends = Endpoints(
             name=name,
@@ -84,7 +66,7 @@ def launch(
             qmp=qmp.fileno(),
             console=f"{directory}/console.log",
             share=share,
-            generation_id=str(uuid.uuid4()),
+            generation_id=_guid(),
             channel_token=token,
             memory_file="" if memory is None else f"/proc/self/fd/{memory.fd}",
             memory_shared=memory is not None and memory.shared,
@@ -111,6 +93,14 @@ def launch(
         finally:
             os.close(log)
     return Launched(pid, token)
+
+
+def _guid() -> str:
+    """A random GUID (RFC 9562, version 4)."""
+    raw = bytearray(os.urandom(16))
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def tail(path: str, lines: int = 12, limit: int = 4096) -> str:
