@@ -118,7 +118,10 @@ def set_clock(seconds: int, nanoseconds: int) -> None:
     """
     if not 0 <= seconds < 1 << 40 or not 0 <= nanoseconds < 1_000_000_000:
         raise invalid(f"{seconds} s and {nanoseconds} ns are no time of day")
-    time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 1_000_000_000 + nanoseconds)
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 1_000_000_000 + nanoseconds)
+    except OSError as error:
+        raise invalid(f"the kernel does not take {seconds} s as time of day: {error.strerror}") from None
 
 
 def reseed(data: bytes) -> None:
