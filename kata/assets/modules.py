@@ -24,7 +24,7 @@ ON_DEMAND = (
     "virtio_balloon virtio_mem virtio_rng virtio_scsi sd_mod virtiofs nfit nd_pmem loop dm_mod dm_snapshot"
     " vmw_vsock_virtio_transport rtc_cmos button evdev"
     # file systems
-    " erofs ext4 xfs fuse isofs squashfs nls_utf8 nls_ascii"
+    " erofs ext4 crc32c_generic xfs fuse isofs squashfs nls_utf8 nls_ascii"
     # interfaces
     " tun veth bridge br_netfilter macvlan ipvlan vxlan dummy 8021q"
     # packet filter and NAT: what iptables (both kinds) and nft need for a container engine in a container
@@ -138,20 +138,23 @@ def _name(path: Path) -> str:
 
 
 def index_files(modules: Iterable[Module]) -> dict[str, str]:
-    """``modules.dep``, ``.alias`` and ``.softdep``: what modprobe looks names up in."""
+    """``modules.dep``, ``.alias`` and ``.softdep``: what modprobe looks names up in.
+
+    The paths after a module are to be loaded from the last to the first.
+    """
     found = {m.name: m for m in modules}
 
-    def before(module: Module, seen: list[str]) -> list[str]:
+    def before(module: Module, order: list[str]) -> list[str]:
         for name in module.depends:
             dependency = found.get(name)
-            if dependency and dependency.path not in seen:
-                seen.append(dependency.path)
-                before(dependency, seen)
-        return seen
+            if dependency and dependency.path not in order:
+                before(dependency, order)
+                order.append(dependency.path)
+        return order
 
     every = sorted(found.values(), key=lambda m: m.path)
     return {
-        "modules.dep": "".join(f"{m.path}:{''.join(' ' + p for p in before(m, []))}\n" for m in every),
+        "modules.dep": "".join(f"{m.path}:{''.join(' ' + p for p in reversed(before(m, [])))}\n" for m in every),
         "modules.alias": "".join(f"alias {a} {m.name}\n" for m in every for a in m.aliases),
         "modules.softdep": "".join(f"softdep {m.name} {s}\n" for m in every for s in m.softdeps),
     }

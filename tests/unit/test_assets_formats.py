@@ -203,6 +203,7 @@ class TestModules:
             "kernel/drivers/virtio/virtio_ring.ko": {},
             "kernel/drivers/virtio/virtio.ko": {"depends": "virtio_ring"},
             "kernel/drivers/net/virtio-net.ko": {"depends": "virtio,virtio_ring", "alias": "virtio:d1"},
+            "kernel/drivers/odd.ko": {"depends": "virtio_ring,virtio"},
             "kernel/fs/some.ko": {"depends": "builtin-one", "softdep": "pre: crypto-crc32c"},
             "kernel/crypto/crc32c_x.ko": {"alias": "crypto-crc32c"},
             "kernel/fs/broken.ko": {"depends": "missing"},
@@ -228,6 +229,10 @@ class TestModules:
             modules.closure(["nothing"], required=True)
         with pytest.raises(HostError, match="no module missing"):
             modules.closure(["broken"], required=False)
+
+    def test_index_loads_from_last_to_first(self, modules: ModuleSet) -> None:
+        line = index_files(modules.closure(["odd"], required=True))["modules.dep"].splitlines()[0]
+        assert line == "kernel/drivers/odd.ko: kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko"
 
     def test_index(self, modules: ModuleSet) -> None:
         files = index_files(modules.closure(["virtio_net"], required=True))
