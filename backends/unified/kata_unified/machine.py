@@ -65,7 +65,7 @@ def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: i
     accelerator = _accelerator(config, options)
     kernel = config.kernel or options.kernel_asset
     if not kernel:
-        raise ConfigError("there is no guest kernel", "run `kata kernel build`, or set kernel in [hypervisor.qemu]")
+        raise ConfigError("there is no guest kernel", "run `kata image build`, or set kernel in [hypervisor.qemu]")
     image, initrd = _root(config, options)
     params = [*KERNEL_PARAMS, *(TCG_PARAMS if accelerator == "tcg" else ()), *_clock(accelerator, options)]
     if image:
