@@ -146,14 +146,15 @@ def load(path: str, container_id: str) -> Bundle:
     """
     directory = os.path.abspath(path)
     config = os.path.join(directory, "config.json")
+    notes: list[str] = []
     try:
         if not os.path.isdir(directory):
             os.stat(directory)
             raise _no_bundle(path, "it is not a directory")
-        spec = parse(read(config, "config.json"), "config.json")
+        spec = parse(read(config, "config.json"), "config.json", notes)
     except (OSError, ValueError) as e:
         raise _no_bundle(path, reason(e)) from e
-    notes = _checked(schema.CONFIG, spec, "", "config.json")
+    notes += _checked(schema.CONFIG, spec, "", "config.json")
     notes += support.unsupported(spec)
     return Bundle(container_id, directory, spec, _rootfs(directory, spec["root"]["path"]), tuple(notes))
 
@@ -197,13 +198,21 @@ def read(path: str, name: str, *, stream: bool = False) -> bytes:
     return data
 
 
-def parse(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, strictly: UTF-8, no duplicate keys, no NaN.
+def parse(data: bytes, name: str, notes: list[str] | None = None) -> dict[str, Any]:
+    """A JSON object, strictly: UTF-8, no NaN.
 
+    :param notes: gets a note for a key that is there twice, of which the last counts as everywhere.
     :raise BundleError: it is none.
     """
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs) and notes is not None:
+            again = next((k for (k, _v), first in zip(pairs, value, strict=False) if k != first), pairs[-1][0])
+            check.note(notes, f"the key {check.shown(again)} is there twice; the last one counts")
+        return value
+
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=_constant)
     except UnicodeDecodeError as e:
         raise BundleError(f"{name} is not UTF-8: byte {e.start} is {data[e.start]:#04x}") from e
     except RecursionError as e:
@@ -214,15 +223,6 @@ def parse(data: bytes, name: str) -> dict[str, Any]:
         raise BundleError(f"{name}: {e}") from e
     if not isinstance(value, dict):
         raise BundleError(f"{name}: an object is expected, found {check.describe(value)}")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        # Parsers differ in which one they take, so what an engine checked may not be what runs.
-        again = next((k for (k, _v), first in zip(pairs, value, strict=False) if k != first), pairs[-1][0])
-        raise ValueError(f"the key {check.shown(again)} is there twice")
     return value
 
 

@@ -172,6 +172,21 @@ def record(fields: Mapping[str, Check], required: Sequence[str] = (), also: Chec
     return check
 
 
+def named(item: Check, key: str) -> Check:
+    """``item``, whose errors also say which one it is by the value of ``key``."""
+
+    def check(value: Any, at: str, notes: list[str]) -> None:
+        name = value.get(key) if isinstance(value, dict) else None
+        try:
+            item(value, at, notes)
+        except BundleError as e:
+            if not isinstance(name, str) or shown(name) in e.text:
+                raise
+            raise BundleError(f"{e.text} (it is about {shown(name)})", e.hint) from None
+
+    return check
+
+
 def inner_path(value: Any, at: str, notes: list[str]) -> None:
     """An absolute path inside the container, without ``..``."""
     if not clean_string(value, at).startswith("/"):

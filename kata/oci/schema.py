@@ -120,6 +120,11 @@ def _access(value: Any, at: str, notes: list[str]) -> None:
         raise BundleError(f"{at}: {c.shown(value)} holds other letters than r, w and m")
 
 
+def _variable(value: Any, at: str, notes: list[str]) -> None:
+    if "=" not in c.clean_string(value, at):
+        raise BundleError(f"{at}: {c.shown(value)} is not NAME=VALUE")
+
+
 def _cwd(value: Any, at: str, notes: list[str]) -> None:
     if not c.clean_string(value, at).startswith("/"):
         raise BundleError(f"{at}: an absolute path is expected, found {c.shown(value)}")
@@ -166,9 +171,9 @@ _ID_MAPS = c.array(c.record(
 _RLIMIT = c.record({"type": c.choice("rlimit", RLIMITS), "soft": c.uint64, "hard": c.uint64},
                    ("type", "soft", "hard"), _rlimit)
 _NAMESPACE = c.record({"type": c.choice("namespace", NAMESPACES), "path": c.host_path}, ("type",))
-_MOUNT = c.record(
+_MOUNT = c.named(c.record(
     {"destination": _destination, "type": c.string, "source": c.string, "options": _strings,
-     "uidMappings": _ID_MAPS, "gidMappings": _ID_MAPS}, ("destination",), _mount)
+     "uidMappings": _ID_MAPS, "gidMappings": _ID_MAPS}, ("destination",), _mount), "destination")
 _HOOK = c.array(c.record(
     {"path": c.host_path, "args": _strings, "env": _strings, "timeout": c.integer(1, 2**31)}, ("path",)))
 
@@ -181,7 +186,7 @@ PROCESS = c.record({
                       "additionalGids": c.array(_id), "username": c.string}),
     "args": c.array(c.string, least=1),
     "commandLine": _elsewhere("Windows"),
-    "env": _strings,
+    "env": c.array(_variable),
     "cwd": _cwd,
     "capabilities": c.record(
         dict.fromkeys(("bounding", "effective", "inheritable", "permitted", "ambient"), _capabilities)),
@@ -201,13 +206,14 @@ PROCESS = c.record({
 }, ("args", "cwd"), _process)
 
 _rate = c.array(c.record({"major": c.int64, "minor": c.int64, "rate": c.uint64}, ("major", "minor", "rate")))
+_limit = c.integer(-1, c.INT64)  # -1: none
 _weight = c.integer(0, 1000)
 RESOURCES = c.record({
     "devices": c.array(c.record({
         "allow": c.boolean, "type": c.choice("device type", ("a", "b", "c", "")),
         "major": c.int64, "minor": c.int64, "access": _access}, ("allow",))),
     "memory": c.record({
-        **dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), c.int64),
+        **dict.fromkeys(("limit", "reservation", "swap", "kernel", "kernelTCP"), _limit),
         "swappiness": _swappiness,
         **dict.fromkeys(("disableOOMKiller", "useHierarchy", "checkBeforeUpdate"), c.boolean)}),
     "cpu": c.record({
@@ -251,9 +257,9 @@ LINUX = c.record({
     "resources": RESOURCES,
     "cgroupsPath": c.string,
     "namespaces": _namespaces,
-    "devices": c.array(c.record({
+    "devices": c.array(c.named(c.record({
         "path": c.inner_path, "type": c.choice("device type", ("c", "b", "u", "p")), "major": c.int64,
-        "minor": c.int64, "fileMode": _mode, "uid": _id, "gid": _id}, ("path", "type"), _device)),
+        "minor": c.int64, "fileMode": _mode, "uid": _id, "gid": _id}, ("path", "type"), _device), "path")),
     "seccomp": SECCOMP,
     "rootfsPropagation": c.choice("mount propagation", PROPAGATION),
     "maskedPaths": c.array(c.inner_path), "readonlyPaths": c.array(c.inner_path),

@@ -128,6 +128,14 @@ def test_unknown_property_is_named_and_dropped(load: Bundles) -> None:
     assert any("process.colour" in w for w in bundle.warnings)
 
 
+def test_the_last_of_equal_keys_counts(load: Bundles, folder: Path) -> None:
+    load()
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text('{"hostname": "first",' + text[1:])
+    bundle = oci.load(str(folder), "c1")
+    assert bundle.hostname == "box" and "the key 'hostname' is there twice" in bundle.warnings[0]
+
+
 def test_notes_are_bounded(load: Bundles) -> None:
     assert len(load(lambda c: c.update({f"x{i}": 1 for i in range(10000)})).warnings) < 100
 
@@ -151,6 +159,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("process.scheduler", {"policy": "SCHED_BEST"}, "process.scheduler.policy: unknown scheduling policy"),
     ("process.ioPriority", {"class": "IOPRIO_CLASS_X"}, "process.ioPriority.class"),
     ("process.args.0", "a\0b", "process.args[0]: holds a NUL byte"),
+    ("process.env.0", "NOEQUALS", "process.env[0]: 'NOEQUALS' is not NAME=VALUE"),
     ("process.env.0", "A=\ud800", "process.env[0]: holds half of a surrogate pair"),
     ("annotations.a", 1, "annotations['a']: a string"),
     ("hostname", "h" * 65, "hostname: is longer than 64 bytes"),
@@ -175,7 +184,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("linux.maskedPaths.0", "proc", "linux.maskedPaths[0]: an absolute path"),
     ("linux.devices.0.path", "/dev/../x", "linux.devices[0].path"),
     ("linux.devices.0", {"path": "/dev/x", "type": "c"}, "linux.devices[0].major: is missing"),
-    ("linux.devices.0.type", "x", "unknown device type 'x'"),
+    ("linux.devices.0.type", "x", "unknown device type 'x' (it is about '/dev/fuse'): known are b, c, p, u"),
+    ("linux.resources.memory.limit", -2, "linux.resources.memory.limit: a number from -1"),
     ("linux.resources.devices.0.access", "rx", "linux.resources.devices[0].access"),
     ("linux.resources.memory.limit", "1g", "linux.resources.memory.limit: a whole number"),
     ("linux.resources.cpu.period", -1, "linux.resources.cpu.period"),
@@ -268,15 +278,14 @@ def test_shared_namespaces_are_named(load: Bundles) -> None:
     (b"\xff{}", "not UTF-8: byte 0 is 0xff"),
     (b'{"a": NaN}', "NaN is not a JSON number"),
     (b'{"a": -Infinity}', "-Infinity"),
-    (b'{"a": 1, "a": 2}', "the key 'a' is there twice"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"a":' * 100_000, "nested too deeply"),
     (b'{"ociVersion": "1.0.2", "process": ' + b"9" * 5000 + b"}", "config.json"),
     (b'{"ociVersion": 1e999}', "ociVersion"),
-    (b"{" + b",".join(b'"%d":1' % i for i in range(150_000)) + b',"77":1}', "the key '77' is there twice"),
+    (b"{" + b",".join(b'"%d":1' % i for i in range(150_000)) + b',"77":1}', "ociVersion: is missing"),
     (b" " * (10 << 20), "larger than 2 MiB"),
     (b'{"x":"' + b"a" * (10 << 20) + b'"}', "larger than 2 MiB"),
-], ids=[f"file{i}" for i in range(14)])
+], ids=[f"file{i}" for i in range(13)])
 def test_hostile_file(folder: Path, data: bytes, text: str) -> None:
     (folder / "config.json").write_bytes(data)
     begin = time.monotonic()
