@@ -20,7 +20,7 @@ from harness.sweep import sweep
 from harness.wait import Late
 
 #: Folders whose tests start containers.
-CONTAINER_SUITES = ("oci", "engines")
+CONTAINER_SUITES = ("oci", "engines", "vm")
 
 SECONDS_PER_TEST = 400
 

@@ -87,6 +87,8 @@ class Start:
 def main(argv: list[str]) -> int:
     syscalls.set_name("kata-proxy")
     directory, resume = argv[0], "--resume" in argv[1:]
+    # QEMU must not have it: a listener that it held would take connections after our end.
+    os.set_inheritable(LISTENER, False)
     start = Start(directory)
     failure: KataError | None = None
     try:
@@ -99,7 +101,6 @@ def main(argv: list[str]) -> int:
     except OSError as e:
         failure = HostError(f"the proxy cannot set the sandbox up: {e}")
     listener = socket.socket(fileno=LISTENER)
-    os.set_inheritable(LISTENER, False)
 
     # Heavy from here on: asyncio, protobuf, QMP.
     from kata.proxy.serve import serve
