@@ -6,6 +6,7 @@ SOCK_SEQPACKET socket, one message at a time; the first byte is its kind.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -35,15 +36,17 @@ class ChildPlan:
     """What a child needs to know.  Descriptors in it are the agent's and stay open over the fork."""
 
     __slots__ = (
-        "cgroup", "domainname", "hostname", "idmaps", "join", "keyring", "mounts", "netns", "personality", "process",
-        "start_hooks", "state", "stdio", "sub_cgroup", "sysctl", "unshare", "userns", "wait",
+        "cgroup", "cgroup_mount", "domainname", "hostname", "idmaps", "join", "keyring", "mounts", "neighbour", "netns", "personality",
+        "process", "start_hooks", "state", "stdio", "sub_cgroup", "sysctl", "unshare", "userns", "wait",
     )
 
     def __init__(self, process: ProcessPlan) -> None:
         self.process = process
         self.stdio: tuple[int, int, int] = (-1, -1, -1)  #: unless there is a terminal
         self.cgroup = ""  #: folder of the cgroup to be in, "" = none
-        self.sub_cgroup = ""
+        self.cgroup_mount = ""  #: of the whole hierarchy
+        self.sub_cgroup = ""  #: below that one
+        self.neighbour = 0  #: pid of the container's first process, for a process that joins it
         self.netns = -1  #: network namespace to join
         self.join: list[tuple[int, int]] = []  #: (pidfd or namespace descriptor, CLONE_NEW*)
         self.unshare = 0  #: CLONE_NEW* to make here; CLONE_NEWPID costs a second fork
@@ -122,7 +125,7 @@ def _run(plan: ChildPlan, sync: socket.socket) -> NoReturn:
 
 def _make_container(plan: ChildPlan, mounts: Mounts, sync: socket.socket) -> None:
     if plan.cgroup:
-        _enter_cgroup(f"{plan.cgroup}/cgroup.procs")
+        _enter_cgroup(plan.cgroup)
     if plan.netns >= 0:
         sc.setns(plan.netns, sc.CLONE_NEWNET)
     # Before a user namespace, whose root may not write them: the network namespace is the sandbox's.
@@ -213,11 +216,7 @@ def _idmap_userns(uid_map: str, gid_map: str) -> int:
 def _sysctl(name: str, value: str) -> None:
     path = "/proc/sys/" + (name if "/" in name else name.replace(".", "/"))
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
+        _write(path, value.encode())
     except OSError as error:
         raise StageError("sysctl", error.errno or 0, f"sysctl {name} = {value!r}: {error.strerror}") from None
 
@@ -227,7 +226,8 @@ def _sysctl(name: str, value: str) -> None:
 
 def _join_container(plan: ChildPlan) -> None:
     if plan.cgroup:
-        _enter_cgroup(f"{plan.cgroup}/{plan.sub_cgroup}".rstrip("/") + "/cgroup.procs")
+        neighbour = 0 if plan.sub_cgroup else plan.neighbour
+        _enter_cgroup(f"{plan.cgroup}/{plan.sub_cgroup}".rstrip("/"), plan.cgroup_mount, neighbour)
     user = any(kind & sc.CLONE_NEWUSER for _fd, kind in plan.join)
     for fd, kind in plan.join:
         try:
@@ -239,15 +239,34 @@ def _join_container(plan: ChildPlan) -> None:
         os.setresuid(0, 0, 0)
 
 
-def _enter_cgroup(path: str) -> None:
+def _enter_cgroup(path: str, mount: str = "", neighbour: int = 0) -> None:
+    """Move this process into a cgroup.
+
+    One whose children have controllers takes no processes itself (cgroups(7),
+    "no internal processes"; systemd in a container does that): then it is
+    where the container's first process has moved to.
+    """
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(fd, b"0")
-        finally:
-            os.close(fd)
+            _write(f"{path}/cgroup.procs", b"0")
+        except OSError as error:
+            if error.errno != errno.EBUSY or not neighbour:
+                raise
+            with open(f"/proc/{neighbour}/cgroup", encoding="utf-8") as file:
+                where = mount + file.read().strip().rpartition("::")[2]
+            if not where.startswith(path):
+                raise
+            _write(f"{where}/cgroup.procs", b"0")
     except OSError as error:
-        raise StageError("cgroup", error.errno or 0, f"cannot enter {path}: {error.strerror}") from None
+        raise StageError("cgroup", error.errno or 0, f"cannot enter cgroup {path}: {error.strerror}") from None
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
 
 
 # --- both ----------------------------------------------------------------------------

@@ -325,8 +325,10 @@ class Container:
             plan.seccomp, plan.seccomp_flags = self.init.plan.seccomp, self.init.plan.seccomp_flags
         pidfd = self.pidfd()
         child = ChildPlan(plan)
-        child.cgroup = self._exec_cgroup()
+        child.cgroup = self.cgroup.path
         child.sub_cgroup = extras.cgroup
+        child.cgroup_mount = self._sandbox.cgroups.mount
+        child.neighbour = self.init.pid
         child.join = [(pidfd, self.namespaces.of_exec())]
         child.personality = self._extras.personality
         child.keyring = f"_ses.{self.id}"
@@ -373,26 +375,6 @@ class Container:
         ):
             kinds.append(sc.CLONE_NEWTIME)
         return kinds
-
-    def _exec_cgroup(self) -> str:
-        """The container's cgroup, or where its first process has moved to.
-
-        A cgroup whose children have controllers takes no processes itself
-        (cgroups(7), "no internal processes"); systemd in a container does that.
-        """
-        path = self.cgroup.path
-        if not path:
-            return ""
-        try:
-            with open(f"{path}/cgroup.subtree_control", encoding="ascii") as file:
-                if not file.read().strip():
-                    return path
-            with open(f"/proc/{self.init.pid}/cgroup", encoding="utf-8") as file:
-                inside = file.read().strip().rpartition("::")[2]
-        except OSError:
-            return path
-        found = self._sandbox.cgroups.mount + inside
-        return found if found.startswith(path) else path
 
     def _forget_old_execs(self) -> None:
         ended = [exec_id for exec_id, process in self.execs.items() if process.exited and process.wait_asked]

@@ -275,8 +275,7 @@ def _become(plan: ProcessPlan, uid: int, gid: int, groups: list[int]) -> None:
     try:
         capability.limit_bounding(caps.bounding)
         sc.set_keepcaps(True)
-        if groups or _may_set_groups():
-            os.setgroups(groups)
+        _set_groups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         sc.set_keepcaps(False)
@@ -286,13 +285,13 @@ def _become(plan: ProcessPlan, uid: int, gid: int, groups: list[int]) -> None:
         raise StageError("identity", error.errno or 0, f"cannot become user {uid}:{gid}: {_reason(error)}") from None
 
 
-def _may_set_groups() -> bool:
-    """False in a user namespace where setgroups(2) is denied."""
+def _set_groups(groups: list[int]) -> None:
     try:
-        with open("/proc/self/setgroups", encoding="ascii") as file:
-            return file.read().strip() != "deny"
-    except OSError:
-        return True
+        os.setgroups(groups)
+    except PermissionError:
+        # A user namespace may deny setgroups(2); then there are no groups to lose.
+        if groups:
+            raise
 
 
 def _reason(error: OSError) -> str:

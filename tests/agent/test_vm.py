@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_agent.protocol import agent_pb2, codes, guest_pb2, types_pb2
+from kata_agent.protocol import agent_pb2, codes, guest_pb2, oci_pb2, types_pb2
 from tests.agent.client import Client, RpcError, read_all
 from tests.agent.conftest import Box
 from tests.agent.machine import MACS, SHARED, Machine, wait_for
@@ -249,6 +249,20 @@ def test_device_rules(box):
     b.spec.Linux.Resources.Devices.add(Allow=True, Type="a", Access="rwm")
     b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/t")
     assert b.run()[1] == "made\n"
+
+
+def test_exec_beside_a_service_manager(box, client):
+    """A container that has moved itself down, and given controllers on, takes an exec'd process beside it."""
+    b = box("sh", "-c", "mkdir /sys/fs/cgroup/low && echo 0 > /sys/fs/cgroup/low/cgroup.procs && "
+                        "echo +pids > /sys/fs/cgroup/cgroup.subtree_control && echo moved; sleep 100")
+    b.spec.Mounts[-1].options.remove("ro")
+    b.create().start()
+    assert client.guest.ReadStream(container_id=b.id, stream=1, offset=0).data == b"moved\n"
+    assert b.exec(["cat", "/proc/self/cgroup"])[1] == "0::/low\n"
+    process = oci_pb2.Process(Args=["cat", "/proc/self/cgroup"], Env=["PATH=/bin"], Cwd="/")
+    client.guest.PrepareProcess(container_id=b.id, exec_id="s", cgroup="low")
+    client.ExecProcess(container_id=b.id, exec_id="s", process=process)
+    assert read_all(client, b.id, "s") == b"0::/low\n"
 
 
 def test_statistics(box, client):
