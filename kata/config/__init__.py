@@ -173,12 +173,6 @@ class Settings:
                         "use initrd, or no template")
         if config.template and config.pool_size and not config.template_path:
             raise error("template_path", "template_path is empty", "remove the key for its default")
-        if config.disable_new_netns and config.internetworking_model != "none":
-            raise error("disable_new_netns",
-                        f"disable_new_netns needs internetworking_model \"none\", not {config.internetworking_model!r}",
-                        "set both")
-        if config.disable_new_netns and config.extra.get("enable_netmon"):
-            raise error("disable_new_netns", "disable_new_netns and enable_netmon exclude each other", "remove one")
         if config.default_maxvcpus and config.default_vcpus > config.default_maxvcpus:
             raise error("default_vcpus", f"default_vcpus ({config.default_vcpus}) exceeds default_maxvcpus "
                         f"({config.default_maxvcpus})", "raise default_maxvcpus")

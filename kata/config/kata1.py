@@ -25,6 +25,7 @@ from kata.config.keys import (
 
 _BUILT_IN = "it is built into this runtime; the path is not used"
 _VIRTIO_FS = "it is for shared_fs = \"virtio-fs\", which is not used"
+_PROXY_LOG = "the proxy writes its log in any case"
 _NO_TRACING = "tracing is not supported"
 _NO_VFIO = "devices cannot be passed through by VFIO"
 
@@ -114,8 +115,10 @@ RUNTIME: Table = {
     "internetworking_model": Key(choice("tcfilter", "macvtap", "bridged", "none", aliases={"default": "tcfilter"}),
                                  "internetworking_model", annotation=True),
     "disable_guest_seccomp": Key(boolean, "disable_guest_seccomp", annotation=True),
-    "disable_new_netns": Key(boolean, "disable_new_netns", annotation=True),
-    "sandbox_cgroup_only": Key(boolean, "sandbox_cgroup_only", annotation=True),
+    "disable_new_netns": Key(boolean, "disable_new_netns", refused="each sandbox has a network namespace",
+                             neutral=(False,), annotation=True),
+    "sandbox_cgroup_only": Key(boolean, "sandbox_cgroup_only", annotation=True,
+                               note="every host process of a sandbox is in its cgroup in any case"),
     "enable_agent_pidns": Key(boolean, "enable_agent_pidns"),
     # "newstore" was Kata 1.10's name for what is the only way here: one versioned state file.
     "experimental": Key(strings, "experimental", refused="there are no experimental features",
@@ -126,13 +129,14 @@ RUNTIME: Table = {
 LANGUAGE: Language = {
     "hypervisor.qemu": HYPERVISOR,
     "factory": FACTORY,
-    "proxy.kata": {"path": Key(path, note=_BUILT_IN), "enable_debug": Key(boolean, "debug_proxy")},
-    "shim.kata": {"path": Key(path, note=_BUILT_IN), "enable_debug": Key(boolean, "debug_shim"),
+    "proxy.kata": {"path": Key(path, note=_BUILT_IN), "enable_debug": Key(boolean, "debug_proxy", note=_PROXY_LOG)},
+    "shim.kata": {"path": Key(path, note=_BUILT_IN),
+                  "enable_debug": Key(boolean, "debug_shim", note="the shim has nothing to log; see the proxy's log"),
                   "enable_tracing": Key(boolean, refused=_NO_TRACING, neutral=(False,))},
     "agent.kata": AGENT,
     "netmon": {"enable_netmon": Key(boolean, "extra.enable_netmon",
                                     note="the proxy follows the network namespace in any case"),
-               "path": Key(path, note=_BUILT_IN), "enable_debug": Key(boolean, "debug_proxy")},
+               "path": Key(path, note=_BUILT_IN), "enable_debug": Key(boolean, "debug_proxy", note=_PROXY_LOG)},
     "runtime": RUNTIME,
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
+from kata.errors import UnsupportedError
 from kata.guestspec.devices import Devices
 from kata.guestspec.extras import container_extras, exec_extras, process_extras
 from kata.guestspec.host import FileSystem, Host
@@ -63,6 +64,9 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
     mounts = Mounts(bundle, host)
     devices = Devices(bundle, host)
     for source, destination, read_only, storage in mounts.block:
+        if storage is not None and config.disable_block_device_use:
+            raise UnsupportedError(f"mounts: {source!r} cannot be given to the guest: disable_block_device_use is set",
+                                   "mount it on the host and use a bind mount")
         devices.bind(source, destination, read_only, storage)
         if storage is not None:
             mounts.storages.append(storage)

@@ -274,6 +274,9 @@ def test_block_device_bind_and_file_system(make: Build) -> None:
     assert storage == {"driver": "blk", "source": "serial:blk-8-32", "fstype": "ext4", "options": ["noatime"],
                        "mount_point": storage["mount_point"]}
     assert guest.spec["mounts"][0]["source"] == storage["mount_point"] and guest.disks[0].container_path == ""
+    with pytest.raises(UnsupportedError, match="disable_block_device_use"):
+        make(FakeHost({"/dev/sdc": disk}), [{"destination": "/m", "type": "ext4", "source": "/dev/sdc"}],
+             config=RuntimeConfig(disable_block_device_use=True))
 
 
 def test_character_devices(make: Build) -> None:
