@@ -1,0 +1,73 @@
+"""``kata image`` and ``kata kernel`` on a store made by hand."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kata.assets import store, workshop
+from kata.assets.progress import Progress
+from kata.cli import image, kernel
+from kata.errors import ConfigError, HostError, NotFound
+
+
+@pytest.fixture(autouse=True)
+def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[store.Asset]:
+    monkeypatch.setenv("KATA_ASSETS_DIR", str(tmp_path))
+
+    def fill(target: Path, scratch: Path) -> Mapping[str, str]:
+        (target / "file").write_bytes(bytes(2_000_000))
+        return {}
+
+    made = []
+    progress = Progress(stream=io.StringIO())
+    for version in ("1", "2"):
+        for kind in ("kernel", "initrd"):
+            def one(target: Path, scratch: Path, kind: str = kind) -> Mapping[str, str]:
+                return {**fill(target, scratch), kind: "file"}
+
+            inputs = {"v": version, "kernel_release": f"6.{version}"}
+            if kind == "initrd":
+                inputs["kernel"] = made[-1].id
+            made.append(workshop.make(kind, f"{kind} {version}", inputs, one, progress))
+    store.select(made[0])
+    return made
+
+
+def call(command: object, *words: str) -> list[str]:
+    result = CliRunner().invoke(command, words, catch_exceptions=False)  # type: ignore[arg-type]
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def test_list_marks_what_is_used(assets: list[store.Asset]) -> None:
+    head, one, two = call(kernel.command, "list")
+    assert head.split() == ["ID", "KIND", "SIZE", "BUILT", "MADE", "OF"]
+    assert one.split()[:5] == ["*", assets[0].id, "kernel", "2.0", "MB"]
+    assert one.endswith("kernel 1")
+    assert two.split()[0] == assets[2].id
+    assert [line.split()[0] for line in call(image.command, "list")[1:]] == ["*", assets[3].id]
+
+
+def test_select_takes_the_initrd_along(assets: list[store.Asset]) -> None:
+    assert call(kernel.command, "select", assets[2].id[:10]) == [f"selected kernel 2 ({assets[2].id})"]
+    assert store.selected("initrd") == assets[3]
+
+
+def test_select_refuses_what_does_not_fit(assets: list[store.Asset]) -> None:
+    with pytest.raises(ConfigError, match="is for kernel"):
+        call(image.command, "select", assets[3].id)
+    with pytest.raises(NotFound, match="there is no kernel zz"):
+        call(kernel.command, "select", "zz")
+
+
+def test_verify(assets: list[store.Asset]) -> None:
+    assert len(call(image.command, "verify")) == 2
+    assert call(kernel.command, "verify", assets[2].id) == [f"{assets[2].id}  kernel 2: as built"]
+    (Path(assets[2].path) / "file").write_bytes(b"")
+    with pytest.raises(HostError, match="is not what was built"):
+        call(kernel.command, "verify")
