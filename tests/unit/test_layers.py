@@ -162,7 +162,7 @@ def check(module: str, target: str) -> str:
     gate = within(target, list(GATES))
     if gate and not within(module, GATES[gate]):
         return f"only {', '.join(sorted(GATES[gate])) or 'nothing'} may import {gate}"
-    if target.partition(".")[0] not in ROOTS or target == "kata":
+    if target.partition(".")[0] not in ROOTS or target in ("kata", "kata_agent"):
         return ""
     if module.startswith("kata_agent"):
         return "" if target.startswith("kata_agent") else "the agent knows nothing of the host"
