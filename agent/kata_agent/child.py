@@ -36,7 +36,8 @@ class ChildPlan:
     """What a child needs to know.  Descriptors in it are the agent's and stay open over the fork."""
 
     __slots__ = (
-        "cgroup", "cgroup_mount", "domainname", "hostname", "idmaps", "join", "keyring", "mounts", "neighbour", "netns", "personality",
+        "cgroup", "cgroup_mount",
+        "domainname", "hostname", "idmaps", "join", "keyring", "mounts", "neighbour", "netns", "personality",
         "process", "start_hooks", "state", "stdio", "sub_cgroup", "sysctl", "unshare", "userns", "wait",
     )
 

@@ -169,6 +169,8 @@ def set_hostname(name: str) -> None:
 
 def status(sandbox: Sandbox) -> guest_pb2.GuestStatusResponse:
     """Memory, processors, kernel, boot."""
+    from kata_agent import features
+
     total, available = memory()
     return guest_pb2.GuestStatusResponse(
         mem_total=total,
@@ -177,6 +179,6 @@ def status(sandbox: Sandbox) -> guest_pb2.GuestStatusResponse:
         uptime_nsec=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         kernel_release=os.uname().release,
         agent_version=__version__,
-        missing_kernel_features=sandbox.missing,
+        missing_kernel_features=features.missing(sandbox.cgroups.controllers),
         boot_nsec=sandbox.boot_nsec,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from kata_agent import guesthooks, log, machine, modules
+from kata_agent import guesthooks, machine, modules
 from kata_agent.cgroup import Cgroups
 from kata_agent.container import Container, Done
 from kata_agent.dns import DnsRelay
@@ -40,7 +40,6 @@ class Sandbox:
         self.id = ""
         self.netns = -1  #: of all containers
         self.boot_nsec: dict[str, int] = {}
-        self.missing: list[str] = []  #: what this kernel lacks, "name: reason"
         self.uevents = Uevents(loop)
         self.storages = Storages()
         self.pidns = SharedPidNamespace(loop)
@@ -180,13 +179,6 @@ class Sandbox:
     def take_prepared_process(self, container_id: str, exec_id: str) -> guest_pb2.PrepareProcessRequest:
         """The extras of an exec'd process, once."""
         return self._prepared_execs.pop((container_id, exec_id), None) or guest_pb2.PrepareProcessRequest()
-
-    # --- boot ----------------------------------------------------------------------------
-
-    def lacks(self, feature: str, reason: str) -> None:
-        """Note something that containers may ask for and this kernel cannot do."""
-        self.missing.append(f"{feature}: {reason}")
-        log.warning(f"no {feature}: {reason}")
 
 
 def _bound(kept: dict[object, object] | dict[str, guest_pb2.PrepareContainerRequest]

@@ -14,8 +14,8 @@ from tests.agent.machine import Machine
 pytestmark = pytest.mark.vm
 
 WORDS = ("", "c", "live", "..", "../../etc", "/", "/dev/null", "/run/kata/x", "x" * 300, "a\0b", "ä", "0", "-1",
-         "99999999999", "pid", "network", "tmpfs", "9p", "blk", "eth0", "127.0.0.1", "::1", "02:00:00:00:00:01", "CAP_KILL",
-         "memory.max", "table", "json", "sh", "SCMP_ACT_ALLOW", "RLIMIT_CPU")
+         "99999999999", "pid", "network", "tmpfs", "9p", "blk", "eth0", "127.0.0.1", "::1", "02:00:00:00:00:01",
+         "CAP_KILL", "memory.max", "table", "json", "sh", "SCMP_ACT_ALLOW", "RLIMIT_CPU")
 NUMBERS = (0, 1, 2, 9, 255, 65536, (1 << 31) - 1)
 #: They switch the guest's world off, or wait by nature.
 LEFT_OUT = {"DestroySandbox", "GetEvent", "GetOOMEvent"}

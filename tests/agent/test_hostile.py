@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kata_agent.protocol import codes, ttrpc
+from kata_agent.protocol import agent_pb2, codes, ttrpc
 from kata_agent.protocol.ttrpc_pb2 import Request
 from tests.agent.client import RpcError, read_all
 from tests.agent.conftest import TOKEN
@@ -131,3 +131,37 @@ def test_specifications_that_are_refused(box, change):
         b.create()
     assert "Traceback" not in info.value.message
     assert not b.client.guest.ListAll().containers
+
+
+def test_nothing_is_left_of_containers(agent, client, box, tmp_path):
+    """Descriptors, mounts, processes and memory of the agent after many containers are what they were before."""
+
+    def state() -> tuple[int, int, list[str]]:
+        pid = agent.pid
+        fds = len(os.listdir(f"/proc/{pid}/fd"))
+        with open(f"/proc/{pid}/mountinfo") as file:
+            mounts = len(file.readlines())
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = file.read().split()
+        return fds, mounts, children
+
+    def one(number: int) -> None:
+        b = box("sh", "-c", "sleep 100 & cat")
+        b.spec.Process.Terminal = number % 3 == 0
+        b.extras.start_container_hooks.add(path="/bin/true")
+        b.create(storages=[agent_pb2.Storage(driver="ephemeral", fstype="tmpfs", mount_point=str(tmp_path / "e"))])
+        if number % 4:
+            b.start()
+            b.exec(["true"])
+            with pytest.raises(RpcError):
+                b.exec(["nonesuch"])
+        c = box("nonesuch")
+        with pytest.raises(RpcError):
+            c.create()
+        client.RemoveContainer(container_id=b.id)
+
+    one(1)
+    before = state()
+    for number in range(12):
+        one(number)
+    assert state() == before
