@@ -185,11 +185,15 @@ class Settings:
 
 
 def check_assets(config: RuntimeConfig, initrd: str) -> None:
-    """What needs the assets' files: an initrd must fit into memory, hashes must be right.
+    """What needs the assets' files: they exist, an initrd fits into memory, hashes are right.
 
     :param initrd: the initrd in use, "" for none.
     :raise ConfigError: it is not so.
     """
+    for field in ("kernel", "image", "initrd", "firmware"):
+        path = getattr(config, field)
+        if path and not os.path.isfile(path):
+            raise ConfigError(f"{field} = {path!r}: there is no such file", f"set in {', '.join(config.sources)}")
     if initrd:
         size = _size(initrd)
         if size >= config.default_memory << 20:

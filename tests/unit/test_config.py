@@ -280,6 +280,13 @@ def test_hashes_of_assets(file: Path, tmp_path: Path) -> None:
         check_assets(annotate(file, text, {f"{H}image_hash": good}), "")
 
 
+def test_assets_have_to_exist(tmp_path: Path) -> None:
+    for field in ("kernel", "image", "initrd", "firmware"):
+        for path in (str(tmp_path / "gone"), str(tmp_path)):
+            with pytest.raises(ConfigError, match=f"{field} = .*there is no such file: set in FILE"):
+                check_assets(RuntimeConfig(**{field: path}, sources=("FILE",)), "")
+
+
 def test_initrd_has_to_fit(tmp_path: Path) -> None:
     with open(tmp_path / "i", "wb") as f:
         f.truncate(64 << 20)
