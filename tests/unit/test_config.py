@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kata.config import Settings, check_assets, document, hostfile, kata1
 from kata.contract import RuntimeConfig
@@ -187,6 +189,16 @@ def test_what_is_not_toml(file: Path, data: bytes, text: str) -> None:
     with pytest.raises(ConfigError) as e:
         read(file)
     assert text in str(e.value).replace(str(file), "FILE") and len(str(e.value)) < 300
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=80), st.text("[]={}\"'#.\n \\runtimeabg1", max_size=80).map(str.encode)))
+def test_any_bytes_are_settings_or_one_error(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    try:
+        read(file)
+    except ConfigError as e:
+        assert str(e).startswith(str(file))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
