@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from kata_agent import devicefilter, log
 from kata_agent.cgroup import Cgroup, check_unified, read
 from kata_agent.errors import invalid
+from kata_agent.identity import cpu_list
 from kata_agent.protocol import oci_pb2
 
 _DEFAULT_PERIOD = 100000  # microseconds
 _INFINITE = (1 << 63) - 4096  # a v1 limit at or above this means none
+_ONLINE = {"cpuset.cpus": "/sys/devices/system/cpu/online", "cpuset.mems": "/sys/devices/system/node/online"}
 
 #: Files that would strangle the Python code that prepares a container; written after its execve.
 _LATE = ("memory.max", "memory.high", "memory.swap.max", "cpu.max")
@@ -87,8 +89,10 @@ class Limits:
             quota = str(cpu.Quota) if cpu.Quota > 0 else "max"
             self.files.append(("cpu.max", f"{quota} {cpu.Period or _DEFAULT_PERIOD}", "the cpu quota"))
         if cpu.Cpus:
+            cpu_list(cpu.Cpus)
             self.files.append(("cpuset.cpus", cpu.Cpus, "the cpu set"))
         if cpu.Mems:
+            cpu_list(cpu.Mems)
             self.files.append(("cpuset.mems", cpu.Mems, "the memory nodes"))
         if cpu.RealtimePeriod or cpu.RealtimeRuntime:
             log.warning("realtime cpu limits do not exist in cgroup v2")
@@ -124,7 +128,7 @@ class Limits:
                 log.warning(f"this guest's kernel has no {name}")
         for name, value, what in self.files:
             if _due(name, when):
-                cgroup.set(name, _online(value) if name == "cpuset.cpus" else value, what)
+                cgroup.set(name, _online(name, value), what)
         if self._resources.Devices and when != "late" and cgroup.exists:
             devicefilter.attach(cgroup.path, self._resources.Devices)
 
@@ -133,13 +137,19 @@ def _due(name: str, when: str) -> bool:
     return when == "all" or (name in _LATE) == (when == "late")
 
 
-def _online(wanted: str) -> str:
-    """The processors of ``wanted`` that the guest has: the list is one of the host's machine.
+def fit(wanted: str, online: set[int]) -> str:
+    """Processors or memory nodes of a list for the host's machine, on this one.
 
-    An empty intersection leaves the list as it is, for the kernel to refuse.
+    Where the machines have none in common, as many of this one's as the list has.
     """
-    from kata_agent.identity import cpu_list
+    listed = cpu_list(wanted)
+    both = sorted(listed & online)
+    if not both:
+        both = sorted(online)[: len(listed)]
+        log.warning(f"the guest has none of {wanted}: using {','.join(map(str, both))}")
+    return ",".join(map(str, both))
 
-    online = cpu_list(read("/sys/devices/system/cpu/online")) if os.path.exists("/sys/devices/system/cpu") else set()
-    both = sorted(cpu_list(wanted) & online)
-    return ",".join(map(str, both)) if both else wanted
+
+def _online(name: str, value: str) -> str:
+    path = _ONLINE.get(name, "")
+    return fit(value, cpu_list(read(path))) if os.path.exists(path) else value

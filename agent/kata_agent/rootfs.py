@@ -327,6 +327,7 @@ def _mask(paths: Iterable[str]) -> None:
 def _empty_tmpfs() -> int:
     context = sc.fsopen("tmpfs")
     try:
+        sc.fsconfig(context, sc.FSCONFIG_SET_STRING, "source", "tmpfs")
         sc.fsconfig(context, sc.FSCONFIG_SET_STRING, "mode", "755")
         sc.fsconfig(context, sc.FSCONFIG_SET_STRING, "nr_inodes", "1")
         sc.fsconfig(context, sc.FSCONFIG_CMD_CREATE)

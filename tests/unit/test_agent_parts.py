@@ -98,6 +98,12 @@ def test_limits_that_cannot_be(change: object) -> None:
     assert info.value.code == codes.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(("wanted", "online", "result"), [
+    ("0-3", {0, 1}, "0,1"), ("1", {0}, "0"), ("2,3", {0, 1, 4}, "0,1"), ("0", {0, 1}, "0")])
+def test_processors_of_the_host_on_the_guest(wanted: str, online: set[int], result: str) -> None:
+    assert limits.fit(wanted, online) == result
+
+
 @pytest.mark.parametrize("key", ["../memory.max", "memory", "", "a/b.c", "."])
 def test_unified_keys(key: str) -> None:
     with pytest.raises(AgentError):
