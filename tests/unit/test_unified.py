@@ -69,7 +69,7 @@ def test_sandbox_plan(tmp_path: Path) -> None:
 
 def test_accelerator(tmp_path: Path) -> None:
     tcg = machine(RuntimeConfig(), folder=tmp_path)
-    assert (tcg.accelerator, tcg.cpu, tcg.machine_type) == ("tcg", "max,-erms", "q35")
+    assert (tcg.accelerator, tcg.cpu, tcg.machine_type) == ("tcg", "max,-erms,-fsrm", "q35")
     assert "tsc_early_khz=2000000" in tcg.kernel_params and "tsc=reliable" in tcg.kernel_params
     kvm = machine(RuntimeConfig(cpu_features="pmu=off"), InvocationOptions(**{**_dict(OPTIONS), "kvm_usable": True}),
                   tmp_path)
