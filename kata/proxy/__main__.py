@@ -13,6 +13,8 @@ import socket
 import sys
 from typing import Any
 
+import kata
+import kata_agent
 from kata import state, template
 from kata.contract import MachinePlan, SandboxPlan
 from kata.errors import HostError, KataError
@@ -51,7 +53,8 @@ class Start:
         found = None if self.plan.boot == "cold" else template.open_template(self.plan)
         mountns.enter_private([
             self.directory, self.plan.template_path, machine.qemu_path, machine.kernel, machine.initrd, machine.image,
-            machine.firmware, machine.entropy_source, *sys.path, sys.prefix, sys.base_prefix])
+            machine.firmware, machine.entropy_source, *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix,
+            sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
         self.template = found
         if found is None:
