@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from kata.assets import cpio, modules, packages, workshop
@@ -14,6 +16,9 @@ from kata.assets.store import Asset
 from kata.errors import HostError
 
 STOCK = "linux-image-amd64"
+#: Bytes from which a module is kept packed.  Not all: modprobe first offers a module to the kernel as it is, which
+#: then complains to the console.
+LARGE = 1 << 20
 
 
 def resolve_stock(progress: Progress) -> Package:
@@ -70,14 +75,20 @@ def _copy_modules(unpacked: Path, release: str, target: Path) -> int:
     if root is None:
         raise HostError(f"the kernel package holds no lib/modules/{release}")
     source = modules.ModuleSet(root)
-    chosen = {m.name: m for m in source.closure((*modules.BOOT, *modules.IMAGE_BOOT), required=True)}
-    chosen.update((m.name, m) for m in source.closure(modules.ON_DEMAND, required=False))
+    boot = source.closure((*modules.BOOT, *modules.IMAGE_BOOT), required=True)
+    plain = {m.name for m in boot}
+    chosen = {m.name: m for m in (*boot, *source.closure(modules.ON_DEMAND, required=False))}
     size = 0
-    for module in chosen.values():
-        path = target / module.path
+    for name, module in chosen.items():
+        data = (source.root / module.path).read_bytes()
+        if name not in plain and len(data) > LARGE:
+            # It stays in the guest's memory whether used or not; agent and modprobe unpack it.
+            data = gzip.compress(data, 9, mtime=0)
+            chosen[name] = replace(module, path=f"{module.path}.gz")
+        path = target / chosen[name].path
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.root / module.path, path)
-        size += path.stat().st_size
+        path.write_bytes(data)
+        size += len(data)
     for name, text in modules.index_files(chosen.values()).items():
         (target / name).write_text(text)
     shutil.copyfile(source.root / "modules.builtin", target / "modules.builtin")
