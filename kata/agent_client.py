@@ -65,14 +65,17 @@ class AgentClient:
             sock.close()
             raise ChannelClosed(f"cannot connect to the agent channel {self.path}: {e.strerror}") from e
         handshake = frames.HostHandshake(self._token, secrets.token_bytes(frames.NONCE_SIZE))
-        self._writer.write(handshake.greeting)
-        await self._writer.drain()
         rest = b""
-        while not handshake.done:
-            data = await reader.read(1 << 16)
-            if not data:
-                raise ChannelClosed("the guest's end of the agent channel closed before the agent answered")
-            rest = handshake.feed(data)
+        try:
+            self._writer.write(handshake.greeting)
+            await self._writer.drain()
+            while not handshake.done:
+                data = await reader.read(1 << 16)
+                if not data:
+                    raise ConnectionResetError
+                rest = handshake.feed(data)
+        except ConnectionError as e:
+            raise ChannelClosed("the guest's end of the agent channel closed before the agent answered") from e
         self._reader_task = asyncio.ensure_future(self._read(reader, rest))
 
     async def _read(self, reader: asyncio.StreamReader, data: bytes) -> None:

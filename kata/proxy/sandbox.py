@@ -62,9 +62,9 @@ class Sandbox:
         """Bring the guest up; the outcome is in ``ready``."""
         try:
             await self._boot()
-        except KataError as e:
-            log(f"boot failed: {e}")
-            self.ready.set_exception(e)
+        except Exception as e:  # whatever it is: nobody may wait for ``ready`` forever
+            log(f"boot failed: {type(e).__name__}: {e}")
+            self.ready.set_exception(e if isinstance(e, KataError) else self.machine.failure(f"the boot failed: {e}"))
             self.ready.exception()  # seen: nobody may ever ask for it
             await self.machine.kill()
         else:
@@ -433,6 +433,9 @@ class Sandbox:
             if container.status == "paused" and container.plan.pause_scope == "vm":
                 await self.machine.resume()
             last = len(self.containers) == 1
+            if force and container.plan.role == "sandbox" and not last:
+                # The pod's end: what else runs in it is killed, and is its engine's to delete.
+                await self.machine.kill()
             if not self.machine.gone.is_set():
                 await self._leave_guest(container_id, container.disks)
             if last:

@@ -72,6 +72,8 @@ def launch(
             memory_shared=memory is not None and memory.shared,
             incoming=memory is not None and not memory.shared,
         )
+        # QEMU appends to it, and would make it readable for all.
+        os.close(os.open(ends.console, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         log = os.open(f"{directory}/qemu.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         argv = qemu_argv(plan, ends)
         os.write(log, ("argv: " + " ".join(argv) + "\n").encode())

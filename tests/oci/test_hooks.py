@@ -77,11 +77,11 @@ def test_hooks_in_the_runtime_namespace(oci: Oci) -> None:
 
 def test_hooks_in_the_container_namespace(oci: Oci) -> None:
     """createContainer runs in the container's namespaces before its root, startContainer within the root."""
-    script = "cat /sys/class/net/lo/mtu; cat /tmp/start.state; echo; test -e /tmp/start.ns && echo before the process"
+    script = "cat /sys/class/net/hook0/mtu; cat /tmp/start.state; echo; test -e /tmp/start.ns && echo before the process"
     bundle = oci.bundle(script)
     bundle.config["hooks"] = {
         "createContainer": [
-            {"path": "/bin/sh", "args": ["sh", "-c", "cat > /dev/null; ip link set lo mtu 1234"],
+            {"path": "/bin/sh", "args": ["sh", "-c", "cat > /dev/null; ip link add hook0 mtu 1234 type veth; ip link set hook0 up"],
              "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}
         ],
         "startContainer": [

@@ -55,7 +55,7 @@ def test_containers_of_a_pod_share_a_machine(oci: Oci, dialect: str) -> None:
     with oci.running(member(oci, dialect, None)) as pause:
         exchange = script(
             boot=BOOT_ID, hostname="hostname", pids="cat /proc/1/cmdline | tr '\\0' ' ' | cut -c1-7",
-            port="nc -l -p 7777 -e cat & echo", shm="ls /dev/shm",
+            port="nc -l -p 7777 -e cat >/dev/null 2>&1 & echo", shm="ls /dev/shm",
         )  # fmt: skip
         first = sections(pause.sh(exchange).ok().stdout)
         with oci.running(member(oci, dialect, pause)) as one:
