@@ -1,0 +1,115 @@
+"""Another distribution's userland in a mount namespace of a worker's own.
+
+The namespace has a memory file system as root, /usr of a folder (read-only), a
+copy of its /etc, the host's /proc, /sys and /dev, and the places of the host
+that the tests need at the same paths.  A process that waits for its standard
+input to end holds it, so it vanishes with the test run, however that ends.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from .netns import NetworkNamespace
+from .proc import environment
+
+#: Arguments: an empty folder, the userland's folder, places.  Runs in a new mount namespace with private mounts.
+SETUP = """\
+set -eu
+root=$1 folder=$2
+shift 2
+mount -t tmpfs -o mode=755,size=64m userland "$root"
+cd "$root"
+mkdir -p etc host root run usr var/lib var/log
+mkdir -m 1777 tmp var/tmp
+ln -s /run var/run
+for link in bin lib lib64 sbin; do cp -P "$folder/$link" "$link"; done
+cp -a "$folder/etc/." etc
+mount --bind "$folder/usr" usr
+mount -o remount,bind,ro usr
+for tree in proc sys dev; do
+    mkdir "$tree"
+    mount --rbind "/$tree" "$tree"
+    mount --make-rslave "$tree"
+done
+for place in "$@"; do
+    if [ -d "$place" ]; then
+        mkdir -p ".$place"
+    else
+        mkdir -p ".${place%/*}"
+        [ -e ".$place" ] || touch ".$place"
+    fi
+    mount --rbind "$place" ".$place"
+done
+pivot_root . host
+cd /
+umount -l /host
+rmdir /host
+echo ready
+read -r end || true
+"""
+
+
+class Userland:
+    """The namespace, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, folder: Path, root: Path, places: Iterable[Path]) -> None:
+        """:param root: an empty folder, the mount point of the new root while it is made."""
+        self.folder = folder
+        self.root = root
+        self.places = _outermost(places)
+        self.holder: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process that holds the namespace."""
+        assert self.holder, "the userland has not been started"
+        return self.holder.pid
+
+    def start(self) -> None:
+        self.root.mkdir(parents=True)
+        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "userland"]
+        self.holder = subprocess.Popen(
+            [*argv, str(self.root), str(self.folder), *map(str, self.places)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd="/",
+        )  # fmt: skip
+        assert self.holder.stdout and self.holder.stderr
+        if self.holder.stdout.readline() != b"ready\n":
+            said = self.holder.stderr.read().decode(errors="replace")
+            self.holder.wait(10)
+            raise AssertionError(f"the userland of {self.folder} cannot be entered:\n{said}")
+
+    def argv(self, *argv: str, net: Path | None = None) -> list[str]:
+        """A command inside (and in network namespace ``net``)."""
+        network = [f"--net={net}"] if net else []
+        return ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", *network, "--", *argv]
+
+    def stop(self) -> None:
+        """End the holder; the kernel unmounts everything when no process is in there any more."""
+        if self.holder:
+            holder, self.holder = self.holder, None
+            assert holder.stdin
+            holder.stdin.close()
+            holder.wait(10)
+            for stream in (holder.stdout, holder.stderr):
+                if stream:
+                    stream.close()
+
+
+class InsideNetwork(NetworkNamespace):
+    """A network namespace whose commands run in a userland, too."""
+
+    def __init__(self, name: str, userland: Userland) -> None:
+        super().__init__(name)
+        self.userland = userland
+
+    def argv(self, *argv: str) -> list[str]:
+        return self.userland.argv(*argv, net=self.path)
+
+
+def _outermost(places: Iterable[Path]) -> list[Path]:
+    """Without those that lie in another one; none that does not exist."""
+    found = sorted({p for p in places if p.exists()})
+    return [p for p in found if not any(p != other and p.is_relative_to(other) for other in found)]
