@@ -30,7 +30,7 @@ BUILDERS = {
     "image": ("image.py", "guest.py", "modules.py", "cpio.py"),
 }
 LOCK_TIMEOUT = 1800.0  #: seconds to wait for another build
-KEPT = 5  #: assets of a kind that stay although nothing selects them
+KEPT = 3  #: assets of a kind that stay although nothing selects them
 _WORK = ".building-"
 
 
