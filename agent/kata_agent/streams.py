@@ -31,6 +31,7 @@ class OutStream:
         self._base = 0  # offset of _data[0]
         self._cursor = 0  # where the next read without an offset starts
         self._waiters: list[tuple[int, int, Sink]] = []
+        self._discarding = False
         self.eof = False
 
     @property
@@ -58,11 +59,20 @@ class OutStream:
         while self._fd >= 0 and len(self._data) < LIMIT and self._take():
             pass
 
-    def discard(self) -> None:
-        """Nobody reads any more: close the pipe, so that the writer gets its SIGPIPE."""
+    def discard(self, terminal: bool) -> None:
+        """Nobody reads any more: close the pipe, so that the writer gets its SIGPIPE.
+
+        There is no such signal on a terminal: what comes there is read and forgotten.
+        """
+        self._discarding = True
         self._base = self.end
         self._data.clear()
-        self.close()
+        if terminal:
+            self._resume()
+            self.eof = True
+            self._wake()
+        else:
+            self.close()
 
     def read(self, offset: int, max_len: int, sink: Sink, wait: bool = True) -> None:
         """Give at most ``max_len`` bytes from ``offset`` to ``sink``, as soon as there are some.
@@ -70,6 +80,9 @@ class OutStream:
         :param wait: without it, what there is now is given, be it nothing.
         :raise AgentError: OUT_OF_RANGE, those bytes were acknowledged, or are beyond the next one.
         """
+        if self._discarding:
+            sink(offset, b"", True)
+            return
         if offset < self._base:
             raise AgentError(codes.OUT_OF_RANGE, f"bytes before {self._base} were acknowledged, {offset} is asked for")
         if offset > self.end:
@@ -125,8 +138,9 @@ class OutStream:
         if not data:
             self.close()
             return False
-        self._data += data
-        self._wake()
+        if not self._discarding:
+            self._data += data
+            self._wake()
         return True
 
     def _wake(self) -> None:

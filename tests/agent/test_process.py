@@ -59,6 +59,41 @@ def test_output_is_kept_until_acknowledged_and_the_writer_held_back(box):
     assert info.value.code == codes.OUT_OF_RANGE
 
 
+def test_reading_without_waiting(box):
+    b = box("sh", "-c", "echo one; sleep 100 & exit 0").create().start()
+    b.client.guest.WaitProcess(container_id=b.id)
+    read = b.client.guest.ReadStream
+    got = read(container_id=b.id, stream=1, offset=0, no_wait=True)
+    assert (got.data, got.offset) == (b"one\n", 0)
+    c = box("sh", "-c", "echo two; read x; echo three").create().start()
+    assert read(container_id=c.id, stream=1, offset=0).data == b"two\n"
+    got = read(container_id=c.id, stream=1, offset=4, no_wait=True)
+    assert (got.data, got.eof, got.offset) == (b"", False, 4)
+    waiting = read.start(container_id=c.id, stream=1, offset=4)
+    c.client.guest.WriteStream(container_id=c.id, data=b"x\n")
+    assert waiting.result().data == b"three\n"
+    assert read(container_id=c.id, stream=1, offset=10).eof
+
+
+def test_a_reader_that_goes_away(box):
+    b = box("sh", "-c", "trap '' PIPE; while echo x; do :; done; echo gone >&2").create().start()
+    read = b.client.guest.ReadStream
+    assert read(container_id=b.id, stream=1, offset=0, max_len=10).data
+    got = read(container_id=b.id, stream=1, offset=0, no_wait=True, close=True)
+    assert (got.data, got.eof) == (b"", True)
+    assert b"gone" in read_all(b.client, b.id, stream=2)
+    assert read(container_id=b.id, stream=1, offset=5).eof
+    c = box("sh", "-c", "echo x; read x; yes | head -c 300000; exit 6")
+    c.spec.Process.Terminal = True
+    c.create().start()
+    assert read(container_id=c.id, stream=1, offset=0).data == b"x\r\n"
+    waiting = read.start(container_id=c.id, stream=1, offset=3)
+    assert read(container_id=c.id, stream=1, offset=0, no_wait=True, close=True).eof
+    assert waiting.result().eof
+    c.client.guest.WriteStream(container_id=c.id, data=b"\n")
+    assert c.client.guest.WaitProcess(container_id=c.id).status == 6
+
+
 def test_repeated_bytes_of_stdin_are_skipped_and_gaps_refused(box):
     b = box("cat").create().start()
     write = b.client.guest.WriteStream

@@ -9,7 +9,7 @@ from kata_agent.errors import invalid
 from kata_agent.protocol import guest_pb2 as pb
 from kata_agent.sandbox import Sandbox
 from kata_agent.server import Call
-from kata_agent.streams import LIMIT, OutStream
+from kata_agent.streams import LIMIT
 
 SERVICE = "kata.v1.Guest"
 
@@ -32,16 +32,13 @@ class Guest:
 
     # --- streams and ends --------------------------------------------------------------------
 
-    def _stream(self, request: pb.ReadRequest) -> OutStream:
+    def read_stream(self, request: pb.ReadRequest, call: Call) -> pb.ReadResponse | None:
         process = self._sandbox.container(request.container_id).process(request.exec_id)
         if request.stream not in (1, 2):
             raise invalid(f"there is no stream {request.stream} to read")
-        return process.stdout if request.stream == 1 else process.stderr
-
-    def read_stream(self, request: pb.ReadRequest, call: Call) -> pb.ReadResponse | None:
-        stream = self._stream(request)
+        stream = process.stdout if request.stream == 1 else process.stderr
         if request.close:
-            stream.discard()
+            stream.discard(process.plan.terminal)
             return pb.ReadResponse(offset=request.offset, eof=True)
         stream.acknowledge(request.ack)
         if request.no_wait:
