@@ -52,9 +52,9 @@ class Start:
         machine = self.plan.machine
         found = None if self.plan.boot == "cold" else template.open_template(self.plan)
         mountns.enter_private([
-            self.directory, self.plan.template_path, machine.qemu_path, machine.kernel, machine.initrd, machine.image,
-            machine.firmware, machine.entropy_source, *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix,
-            sys.base_prefix])
+            self.directory, self.record["root"], self.plan.template_path,
+            machine.qemu_path, machine.kernel, machine.initrd, machine.image, machine.firmware, machine.entropy_source,
+            *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix, sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
         self.template = found
         if found is None:
