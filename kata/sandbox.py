@@ -7,6 +7,7 @@ file descriptors; the pid file comes last.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -191,9 +192,7 @@ class Creation:
                           foreground=self.foreground, network=network, join_cgroup=prepare)
 
     def _hooks(self, network: int) -> None:
-        oci_state = {
-            "ociVersion": OCI_VERSION, "id": self.bundle.id, "status": "creating", "pid": self.pid,
-            "bundle": self.bundle.path, "annotations": dict(self.bundle.annotations)}
+        oci_state = self._oci_state("creating")
         for kind in ("prestart", "createRuntime"):
             run_hooks(kind, self.bundle.hooks(kind), oci_state)
 
@@ -204,8 +203,16 @@ class Creation:
         # namespace; the rest of the container's namespaces are in the guest.
         run_hooks("createContainer", self.bundle.hooks("createContainer"), oci_state, enter)
 
+    def _oci_state(self, status: str) -> dict[str, Any]:
+        """What hooks read."""
+        return {"ociVersion": OCI_VERSION, "id": self.bundle.id, "status": status, "pid": self.pid,
+                "bundle": self.bundle.path, "annotations": dict(self.bundle.annotations)}
+
     def _create_in_guest(self, mounts: list[int]) -> None:
         timeout = self.config.boot_timeout + CREATE_MARGIN
+        plan = to_json(self.plan)
+        if self.bundle.hooks("startContainer"):
+            plan["extras"]["state_json"] = json.dumps(self._oci_state("created"))
         try:
             with Client(f"{self.directory}/proxy.sock", timeout) as proxy:
                 if self.joins:
@@ -213,7 +220,7 @@ class Creation:
                     size = self.backend.plan_resize(
                         self.config, [*(c["resources"] for c in others), self.bundle.resources])
                     proxy.request("grow", timeout=timeout, vcpus=size.vcpus, memory=size.memory)
-                proxy.request("create", fds=mounts, timeout=timeout, plan=to_json(self.plan), root=self.root,
+                proxy.request("create", fds=mounts, timeout=timeout, plan=plan, root=self.root,
                               resources=dict(self.bundle.resources))
         except ProxyGone as e:
             said = tail(f"{self.directory}/proxy.log", 3)

@@ -205,8 +205,18 @@ def _new_tap(rtnl: Rtnl, interface: Interface, undo: ExitStack) -> tuple[str, in
     undo.callback(os.close, fd)
     index = rtnl.link(name).ifindex
     # Without a link-local address the host says nothing on the tap: the guest hears its network only.
-    rtnl.set_link(index, mtu=interface.mtu, no_link_local=True)
+    _silence(rtnl, index)
+    rtnl.set_link(index, mtu=interface.mtu)
     return name, index, fd
+
+
+def _silence(rtnl: Rtnl, index: int) -> None:
+    """No link-local address; before an MTU below IPv6's minimum takes the protocol off the interface."""
+    try:
+        rtnl.set_link(index, no_link_local=True)
+    except OSError as error:
+        if error.errno != errno.EAFNOSUPPORT:  # a host without IPv6 says nothing anyway
+            raise
 
 
 # --- tcfilter, mirred --------------------------------------------------------------
@@ -290,7 +300,7 @@ def _join_macvtap(rtnl: Rtnl, interface: Interface, undo: ExitStack) -> tuple[Wi
     # Passthru: the macvtap has the interface's MAC and gets all its traffic.
     link = rtnl.add_link(name, "macvtap", lower=interface.index, passthru=True)
     undo.callback(rtnl.delete_link, link.ifindex)
-    rtnl.set_link(link.ifindex, no_link_local=True)
+    _silence(rtnl, link.ifindex)
     rtnl.set_link(link.ifindex, up=True)
     fd = _open_macvtap(link.ifindex)
     return Wire("macvtap", interface.index, interface.name, interface.mac, name, link.ifindex, 0, False), fd
@@ -332,7 +342,8 @@ def _join_bridged(rtnl: Rtnl, interface: Interface, undo: ExitStack) -> tuple[Wi
     bridge = rtnl.add_link(names.bridge(interface.index), "bridge").ifindex
     undo.callback(rtnl.delete_link, bridge)
     # The bridge only forwards: no ARP and no link-local address of its own.
-    rtnl.set_link(bridge, mtu=interface.mtu, no_link_local=True, arp=False)
+    _silence(rtnl, bridge)
+    rtnl.set_link(bridge, mtu=interface.mtu, arp=False)
     # Frames for a port's own MAC go up the host's stack, not to the other port, so the port gives its MAC away.
     rtnl.set_link(interface.index, address=_random_mac())
     undo.callback(rtnl.set_link, interface.index, address=interface.mac)
