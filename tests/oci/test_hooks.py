@@ -54,7 +54,7 @@ def test_hooks_in_the_runtime_namespace(oci: Oci) -> None:
         pid = c.pid
         c.start().ok()
         assert order(folder) == ["prestart", "createRuntime", "poststart"]
-        c.kill("TERM").ok()
+        c.kill("KILL").ok()
         c.wait()
         assert order(folder)[-1] == "poststart"
         c.delete().ok()
@@ -77,7 +77,9 @@ def test_hooks_in_the_runtime_namespace(oci: Oci) -> None:
 
 def test_hooks_in_the_container_namespace(oci: Oci) -> None:
     """createContainer runs in the container's namespaces before its root, startContainer within the root."""
-    script = "cat /sys/class/net/hook0/mtu; cat /tmp/start.state; echo; test -e /tmp/start.ns && echo before the process"
+    script = (
+        "cat /sys/class/net/hook0/mtu; cat /tmp/start.state; echo; test -e /tmp/start.ns && echo before the process"
+    )
     bundle = oci.bundle(script)
     bundle.config["hooks"] = {
         "createContainer": [
