@@ -327,7 +327,9 @@ class Sandbox:
         plan = container.plan
         for disk in plan.disks:
             name = f"disk-{disk.serial}"
-            await self.machine.add_disk(name, disk.source, disk.serial, disk.read_only)
+            # Several containers may name one device: the machine has it once.
+            if not self._disk_users(name):
+                await self.machine.add_disk(name, disk.source, disk.serial, disk.read_only)
             container.disks.append(name)
         await self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
         await self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
@@ -345,6 +347,9 @@ class Sandbox:
         except HostError as e:
             log(f"removing {container.id}: {e}")
 
+    def _disk_users(self, name: str) -> list[Container]:
+        return [container for container in self.containers.values() if name in container.disks]
+
     async def _leave_guest(self, container_id: str, disks: Sequence[str]) -> None:
         """Take a container and its disks out of the machine, as far as the guest goes along."""
         try:
@@ -357,6 +362,8 @@ class Sandbox:
             log(f"removing {container_id} in the guest: {e}")
             return  # it would not let go of a disk either
         for name in disks:
+            if any(other.id != container_id for other in self._disk_users(name)):
+                continue
             try:
                 await self.machine.remove_disk(name)
             except KataError as e:
