@@ -84,7 +84,7 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     if plan.image:
         argv += [
             "-blockdev", f"driver=file,node-name=image,filename={_escape(plan.image)},read-only=on,auto-read-only=off",
-            "-device", "virtio-blk-pci,drive=image,serial=kata-root",
+            "-device", "virtio-blk-pci,drive=image,serial=kata-image",
         ]
     if plan.block_driver == "virtio-scsi":
         argv += ["-device", "virtio-scsi-pci,id=scsi0"]
