@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from harness.bundle import SLEEPER
 from harness.oci import Container, Oci
 from harness.schema import check_state
 from harness.wait import alive, eventually
@@ -50,7 +51,7 @@ def test_whole_life(oci: Oci) -> None:
 
 def test_illegal_transitions(oci: Oci) -> None:
     """The runtime specification: each operation names the statuses it is allowed in."""
-    with oci.created(oci.bundle()) as c:
+    with oci.created(oci.bundle(SLEEPER.replace("while", "echo up; while", 1))) as c:
         oci.verb("resume", c.id).fails(1)
         used = oci.verb("create", "--bundle", str(c.bundle.path), c.id).fails(1)
         assert "in use" in used.stderr or "already exists" in used.stderr, used
@@ -63,6 +64,7 @@ def test_illegal_transitions(oci: Oci) -> None:
         assert running.stderr.strip(), running
         assert c.status == "running"
 
+        eventually("its trap", lambda: "up" in c.stdout)
         c.kill("TERM").ok()
         assert c.wait() == 0
         assert c.status == "stopped"

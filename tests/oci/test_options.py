@@ -105,7 +105,7 @@ def test_pid_files(shared: Container) -> None:
     """--pid-file, also of exec --detach: the pid of a live process, whose end has the exit code."""
     assert int(shared.pid_file.read_text()) == shared.state()["pid"]
     launch = shared.exec_detached(
-        "sh", "-c", "trap 'exit 5' TERM; touch /tmp/up; while :; do sleep 3600 & wait $!; done"
+        "sh", "-c", "trap 'kill $!; exit 5' TERM; touch /tmp/up; while :; do sleep 3600 & wait $!; done"
     )
     pid = int(launch.pid_file.read_text())
     assert pid != shared.pid and alive(pid)
