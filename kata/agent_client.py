@@ -20,8 +20,9 @@ from kata_agent.protocol import ttrpc as frames
 
 METHODS = frames.method_table([agent_pb2.DESCRIPTOR, guest_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
 
-#: The deadline of an ordinary request, seconds.  Emulated guests are slow.
-TIMEOUT = 60.0
+#: The deadline of an ordinary request, seconds.  Emulated guests are slow; verbs wait longer, so that
+#: they can say who did not answer.
+TIMEOUT = 30.0
 
 
 def printable(text: str, limit: int = 4096) -> str:

@@ -208,11 +208,11 @@ def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Co
     aside = f"{root}/{_NEW}{os.getpid()}"
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
+        _register_root(root)
         shutil.rmtree(aside, ignore_errors=True)  # of a creator of the same pid that was killed
         os.mkdir(aside, 0o700)
         try:
             write_json(f"{aside}/state.json", {"version": VERSION, **record})
-            _register_root(root)
             # Fails where there is a folder with something in it; an empty one holds no container.
             os.rename(aside, path)
         except BaseException:

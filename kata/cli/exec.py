@@ -62,7 +62,7 @@ def run(context: Context, args: Namespace) -> int:
         raise UsageError("a detached process with a terminal needs a --console-socket")
     exec_id = f"exec-{os.urandom(8).hex()}"
     with context.proxy(container) as client:
-        client.request("exec", timeout=120, id=container.id, exec_id=exec_id, process=process, extras=extras,
+        client.request("exec", timeout=90, id=container.id, exec_id=exec_id, process=process, extras=extras,
                        ignore_paused=args["ignore_paused"])
         if args["detach"] or args["console_socket"] or args["pid_file"]:
             return _by_shim(args, container, client, exec_id, process)
