@@ -53,6 +53,7 @@ class Sandbox:
         """Make what exists before any request."""
         os.makedirs(self.staging, 0o755, exist_ok=True)
         self.cgroups.setup()
+        self.uevents.on_memory = self.cgroups.guard
         own, self.netns = _new_netns()
         self.network = Network(own, self.netns, self.uevents, self.settings.hotplug_timeout)
         self.dns = DnsRelay(self.loop, self.events, self.network.inside)

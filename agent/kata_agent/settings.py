@@ -40,7 +40,7 @@ class Settings:
         self.channel = "port:agent.channel.0"
         self.token = b""
         self.pipe_size = 1 << 18  #: bytes, 0 = the kernel's default; larger ones save wakeups
-        self.hotplug_timeout = 3.0  #: seconds
+        self.hotplug_timeout = 10.0  #: seconds; an emulated guest is slow
         self.cgroup_parent = "kata"
         self.run_dir = "/run/kata-agent"
         self.warnings: list[str] = []

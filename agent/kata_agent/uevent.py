@@ -24,6 +24,8 @@ class Uevents:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._checks: list[Callable[[], bool]] = []
+        #: called after memory was plugged in or out
+        self.on_memory: Callable[[], None] | None = None
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_KOBJECT_UEVENT)
         self._socket.setblocking(False)
         try:
@@ -61,14 +63,18 @@ class Uevents:
         self._checks.append(check)
 
     def _readable(self, _events: int) -> None:
+        memory = False
         while True:
             try:
-                self._socket.recv(65536)
+                memory = b"SUBSYSTEM=memory\0" in self._socket.recv(65536) or memory
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # events were lost, so look anyway
                     raise
+                memory = True
+        if memory and self.on_memory is not None:
+            self._loop.soon(self.on_memory)
         checks, self._checks = self._checks, []
         for index, check in enumerate(checks):
             try:

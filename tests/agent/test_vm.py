@@ -504,6 +504,8 @@ def test_hotplug_of_memory(machine, client, box):
     machine.qmp("device_add", driver="pc-dimm", id="dimm1", memdev="m1")
     wait_for("the memory", lambda: (client.OnlineCPUMem(), client.guest.GuestStatus().mem_total > before)[1])
     assert client.guest.GuestStatus().mem_total == before + (128 << 20)
+    # The limit of all containers together has grown along.
+    assert box("dd", "if=/dev/zero", "of=/dev/null", "bs=130M", "count=1").run()[0] == 0
     assert client.ListProcesses(container_id=b.id, format="json").process_list == b"[1]"
 
 
