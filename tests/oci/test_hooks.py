@@ -83,7 +83,8 @@ def test_hooks_in_the_container_namespace(oci: Oci) -> None:
     bundle = oci.bundle(script)
     bundle.config["hooks"] = {
         "createContainer": [
-            {"path": "/bin/sh", "args": ["sh", "-c", "cat > /dev/null; ip link add hook0 mtu 1234 type veth; ip link set hook0 up"],
+            {"path": "/bin/sh",
+             "args": ["sh", "-c", "cat > /dev/null; ip link add hook0 mtu 1234 type veth; ip link set hook0 up"],
              "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]}
         ],
         "startContainer": [
