@@ -36,13 +36,14 @@ class ChildPlan:
     """What a child needs to know.  Descriptors in it are the agent's and stay open over the fork."""
 
     __slots__ = (
-        "cgroup", "cgroup_mount",
+        "cgroup", "cgroup_mount", "close",
         "domainname", "hostname", "idmaps", "join", "keyring", "mounts", "neighbour", "netns", "personality",
         "process", "start_hooks", "state", "stdio", "sub_cgroup", "sysctl", "unshare", "userns", "wait",
     )
 
     def __init__(self, process: ProcessPlan) -> None:
         self.process = process
+        self.close: list[tuple[int, int]] = []  #: ranges of descriptors, see :meth:`keep_only`
         self.stdio: tuple[int, int, int] = (-1, -1, -1)  #: unless there is a terminal
         self.cgroup = ""  #: folder of the cgroup to be in, "" = none
         self.cgroup_mount = ""  #: of the whole hierarchy
@@ -62,6 +63,15 @@ class ChildPlan:
         self.start_hooks: list[hooks.Hook] = []
         self.state = b""  #: OCI state, stdin of the hooks
         self.wait = False  #: stop before execve until the agent says go
+
+    def keep_only(self, *descriptors: int) -> None:
+        """Have the child close all but these and those of the plan: others' pipes must end while it waits.
+
+        Worked out before the fork: whatever a child does first, it does slowly, as no page is its own yet.
+        """
+        named = {0, 1, 2, *descriptors, self.netns, *self.stdio, *(fd for fd, _kind in self.join)} - {-1}
+        keep = sorted(named)
+        self.close = [(low + 1, high) for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True) if high > low + 1]
 
 
 def main(plan: ChildPlan, sync: socket.socket) -> NoReturn:
@@ -90,7 +100,8 @@ class _Terminated(Exception):
 
 def _run(plan: ChildPlan, sync: socket.socket) -> NoReturn:
     _reset_signals()
-    _close_others(plan, sync)
+    for low, high in plan.close:
+        os.closerange(low, high)
     os.setsid()
     if plan.mounts is not None:
         _make_container(plan, plan.mounts, sync)
@@ -111,11 +122,10 @@ def _run(plan: ChildPlan, sync: socket.socket) -> NoReturn:
         _wait(sync)
     for hook in plan.start_hooks:
         hooks.run_here(hook, plan.state)
-    environment = dict(entry.split("=", 1) for entry in process.env)
     sync.send(EXEC)
     identity.seal(process)
     try:
-        os.execve(path, process.args, environment)
+        os.execve(path, process.args, process.env)
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise StageError("exec", error.errno or 0, f'exec: "{process.args[0]}": {reason}') from None
@@ -346,11 +356,3 @@ def _reset_signals() -> None:
     # Python ignores SIGPIPE and SIGXFSZ, and an ignored signal stays ignored over execve; one with a handler does not.
     sc.default_signal(signal.SIGPIPE)
     sc.default_signal(signal.SIGXFSZ)
-
-
-def _close_others(plan: ChildPlan, sync: socket.socket) -> None:
-    """Other containers must see the end of their pipes while this one waits."""
-    keep = sorted({0, 1, 2, sync.fileno(), plan.netns, *plan.stdio, *(fd for fd, _kind in plan.join)} - {-1})
-    for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
-        if high > low + 1:
-            os.closerange(low + 1, high)

@@ -62,9 +62,13 @@ class Capabilities:
 
 def _mask(names: Iterable[str]) -> int:
     try:
-        return capability.to_mask(names)
+        asked = capability.to_mask(names)
     except KeyError as error:
         raise invalid(f"unknown capability {error.args[0]}") from None
+    known = (2 << capability.last_cap()) - 1
+    if asked & ~known:
+        log.warning(f"this kernel has no {' '.join(capability.to_names(asked & ~known))}")
+    return asked & known
 
 
 class ProcessPlan:
@@ -86,7 +90,7 @@ class ProcessPlan:
         if any("\0" in text for text in (*process.Args, *process.Env, process.Cwd)):
             raise invalid("a zero byte in the arguments, the environment or the working directory")
         self.args = list(process.Args)
-        self.env = [entry for entry in process.Env if "=" in entry[1:]]
+        self.env = dict(entry.split("=", 1) for entry in process.Env if "=" in entry[1:])
         self.cwd = process.Cwd or "/"
         if not self.cwd.startswith("/"):
             raise invalid(f"process.cwd must be absolute, not {self.cwd!r}")
@@ -171,8 +175,8 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
         except users.UserError as error:
             raise StageError("user", 0, str(error)) from None
         uid, gid, groups, home = found.uid, found.gid, found.groups, found.home
-    if not any(entry.startswith("HOME=") for entry in plan.env):
-        plan.env.append(f"HOME={home or users.home_of(uid)}")
+    if "HOME" not in plan.env:
+        plan.env["HOME"] = home or users.home_of(uid)
     _enter_cwd(plan.cwd)
     for fd in stdio:
         _give(fd, uid)
@@ -190,7 +194,7 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
         os.umask(plan.umask)
     else:
         os.umask(0o022)
-    return executable(plan.args[0], plan.env)
+    return executable(plan.args[0], plan.env.get("PATH", ""))
 
 
 def seal(plan: ProcessPlan) -> None:
@@ -264,23 +268,21 @@ def _schedule(plan: ProcessPlan) -> None:
 
 def _become(plan: ProcessPlan, uid: int, gid: int, groups: list[int]) -> None:
     caps = plan.capabilities
-    known = (2 << capability.last_cap()) - 1
-    for name in ("bounding", "effective", "inheritable", "permitted", "ambient"):
-        asked = getattr(caps, name)
-        if asked & ~known:
-            log.warning(f"this kernel has no {' '.join(capability.to_names(asked & ~known))}")
-            setattr(caps, name, asked & known)
     permitted = caps.permitted | caps.effective
     extra = _extra(plan)
     try:
         capability.limit_bounding(caps.bounding)
-        sc.set_keepcaps(True)
         _set_groups(groups)
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        sc.set_keepcaps(False)
+        if gid:
+            os.setresgid(gid, gid, gid)
+        if uid:
+            sc.set_keepcaps(True)
+            os.setresuid(uid, uid, uid)
+            sc.set_keepcaps(False)
         capability.capset(caps.effective | extra, permitted | extra, caps.inheritable)
-        capability.set_ambient(caps.ambient & caps.inheritable & permitted)
+        ambient = caps.ambient & caps.inheritable & permitted
+        if ambient:
+            capability.set_ambient(ambient)
     except OSError as error:
         raise StageError("identity", error.errno or 0, f"cannot become user {uid}:{gid}: {_reason(error)}") from None
 
@@ -299,8 +301,10 @@ def _reason(error: OSError) -> str:
     return text[0].lower() + text[1:] if text else text
 
 
-def executable(name: str, env: list[str]) -> str:
+def executable(name: str, path: str) -> str:
     """The file that ``name`` stands for; errors read as runc's, which engines look for.
+
+    :param path: PATH of the process.
 
     :raise StageError: there is none, or it may not be executed.
     """
@@ -312,7 +316,6 @@ def executable(name: str, env: list[str]) -> str:
                 detail = f"stat {name}: {detail}"
             raise StageError("exec", problem, f'exec: "{name}": {detail}')
         return name
-    path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), "")
     for folder in path.split(":"):
         # An empty element means the working directory, which runc (Go) refuses to search.
         candidate = f"{folder}/{name}"

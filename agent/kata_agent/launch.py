@@ -97,6 +97,7 @@ class Launch:
         self._ended = False
         self.pid = 0
         self._sync, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        plan.keep_only(theirs.fileno())
         try:
             own = per_process.enter()
             try:

@@ -325,7 +325,7 @@ def test_executables(tmp_path: Path) -> None:
     (tmp_path / "tool").write_text("")
     (tmp_path / "tool").chmod(0o755)
     (tmp_path / "data").write_text("")
-    assert identity.executable("tool", [f"PATH=/nonesuch:{tmp_path}"]) == f"{tmp_path}/tool"
+    assert identity.executable("tool", f"/nonesuch:{tmp_path}") == f"{tmp_path}/tool"
     for name, text in (
         ("data", 'exec: "data": executable file not found in $PATH'),
         (f"{tmp_path}/none", f'exec: "{tmp_path}/none": stat {tmp_path}/none: no such file or directory'),
@@ -334,7 +334,7 @@ def test_executables(tmp_path: Path) -> None:
         ("", 'exec: "": executable file not found in $PATH'),
     ):
         with pytest.raises(identity.StageError) as info:
-            identity.executable(name, [f"PATH={tmp_path}"])
+            identity.executable(name, str(tmp_path))
         assert info.value.text == text
 
 
