@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kata_agent import guesthooks, log
+from kata_agent import devicefilter, guesthooks, log
 from kata_agent.child import ChildPlan
 from kata_agent.errors import AgentError, internal, not_found, precondition
 from kata_agent.hooks import Hook
@@ -74,6 +74,8 @@ class Container:
         try:
             self.cgroup.make()
             self._limits.apply(self.cgroup, "early")
+            if self.cgroup.exists:
+                devicefilter.attach(self.cgroup.path, devicefilter.rules(self._spec.Linux.Resources.Devices, nodes))
             self.cgroup.watch_oom(lambda: self._sandbox.events.out_of_memory(self.id))
             plan = self._plan = self._child_plan(nodes)
         except BaseException:
@@ -447,6 +449,8 @@ class Container:
             raise precondition(f"container {self.id} is stopped")
         old = self._spec.Linux.Resources.Memory.Limit
         limits = Limits(resources, unified, old)
+        if resources.Devices and self.cgroup.exists:
+            devicefilter.attach(self.cgroup.path, devicefilter.rules(resources.Devices, ()))
         if self.state == CREATED:
             limits.apply(self.cgroup, "early")
             self._limits.files += limits.files

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 
 from kata_agent import log
+from kata_agent.devices import DeviceNode
 from kata_agent.errors import invalid
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import oci_pb2
@@ -45,6 +47,22 @@ DEFAULTS = (
     *(Rule(True, "c", major, minor, "rwm") for major, minor in (
         (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1))),
 )
+
+
+def rules(devices: Sequence[oci_pb2.LinuxDeviceCgroup], nodes: Iterable[DeviceNode]) -> list[Rule]:
+    """All rules of a container, the last of which decides.
+
+    Kata 1.x clients send none; then a container may use the devices that it gets.
+
+    :raise AgentError: INVALID_ARGUMENT.
+    """
+    asked = from_spec(devices)
+    if not asked:
+        for node in nodes:
+            kind = "b" if stat.S_ISBLK(node.mode) else "c"
+            if not stat.S_ISFIFO(node.mode):
+                asked.append(Rule(True, kind, node.major, node.minor, "rwm"))
+    return [*asked, *DEFAULTS]
 
 
 def from_spec(devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> list[Rule]:
@@ -119,9 +137,8 @@ def _insn(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0
     return struct.pack("=BBhi", opcode, dst | src << 4, offset, imm)
 
 
-def attach(cgroup: str, devices: Iterable[oci_pb2.LinuxDeviceCgroup]) -> None:
-    """Make ``devices`` the device rules of a cgroup; a kernel without BPF gets a warning."""
-    rules = [*from_spec(devices), *DEFAULTS]
+def attach(cgroup: str, rules: Sequence[Rule]) -> None:
+    """Make ``rules`` the device rules of a cgroup; a kernel without BPF gets a warning."""
     fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         loaded = sc.bpf_prog_load(sc.BPF_PROG_TYPE_CGROUP_DEVICE, program(rules), "kata_devices")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from kata_agent import devicefilter, log
+from kata_agent import log
 from kata_agent.cgroup import Cgroup, check_unified, read
 from kata_agent.errors import invalid
 from kata_agent.identity import cpu_list
@@ -47,7 +47,6 @@ class Limits:
         """
         self.files: list[tuple[str, str, str]] = []  #: (file, value, what it is)
         self.weights: list[tuple[str, str]] = []  #: (file, value): wishes, not limits
-        self._resources = resources  # whose device rules may still get numbers of the guest
         self._memory(resources.Memory, old_limit)
         self._cpu(resources.CPU)
         self._block_io(resources.BlockIO)
@@ -129,8 +128,6 @@ class Limits:
         for name, value, what in self.files:
             if _due(name, when):
                 cgroup.set(name, _online(name, value), what)
-        if self._resources.Devices and when != "late" and cgroup.exists:
-            devicefilter.attach(cgroup.path, self._resources.Devices)
 
 
 def _due(name: str, when: str) -> bool:

@@ -188,6 +188,17 @@ def test_program_does_what_the_rules_say(rules: list[Rule], kind: str, access: i
     assert allowed(rules, kind, access, major, minor) is expected
 
 
+def test_without_rules_a_container_may_use_what_it_gets() -> None:
+    from kata_agent.devices import DeviceNode
+
+    nodes = [DeviceNode("/dev/x", "b", 8, 3), DeviceNode("/dev/p", "p", 0, 0)]
+    made = devicefilter.rules([], nodes)
+    assert allowed(made, "b", R | W, 8, 3)
+    assert not allowed(made, "b", R, 8, 4)
+    assert not allowed(made, "c", R, 1, 1)
+    assert allowed(made, "c", R | W, 1, 3)
+
+
 def test_rules_of_a_specification() -> None:
     resources = oci_pb2.LinuxResources()
     resources.Devices.add(Allow=False, Access="rwm")
