@@ -85,9 +85,11 @@ class AgentClient:
         try:
             while True:
                 for frame in decoder.feed(data):
+                    if frame.type != frames.RESPONSE:
+                        continue
                     future = self._pending.pop(frame.stream_id, None)
                     # An answer nobody waits for: its request was given up.
-                    if frame.type == frames.RESPONSE and future is not None and not future.done():
+                    if future is not None and not future.done():
                         future.set_result(frame.payload)
                 data = await reader.read(1 << 18)
                 if not data:
@@ -172,6 +174,5 @@ class AgentClient:
             with suppress(asyncio.CancelledError):
                 await self._reader_task
         if self._writer is not None:
-            self._writer.close()
-            with suppress(OSError):
-                await self._writer.wait_closed()
+            # Not close(), which waits until a guest has read what was sent.
+            self._writer.transport.abort()

@@ -33,7 +33,7 @@ def revive(directory: str) -> None:
 
 
 def _revive(directory: str) -> None:
-    with state.locked(f"{directory}/lock"):
+    with state.locked(directory):
         if _answers(f"{directory}/proxy.sock"):
             return
         record = state.read_json(f"{directory}/sandbox.json")

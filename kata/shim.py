@@ -47,6 +47,10 @@ FORWARDED = frozenset(signal.Signals) - {
 }
 
 
+class NeverMade(KataError):
+    """The container could not be made; the verb that was to make it says why."""
+
+
 class Output:
     """One of the process's output streams and where it goes.
 
@@ -266,8 +270,11 @@ class Shim:
             elif kind == wire.EXIT:
                 self.status = int(json.loads(payload)["status"])
             elif kind == wire.ERROR and self.status is None:
-                if json.loads(payload).get("op") in ("signal", "winsize"):
+                op = json.loads(payload).get("op")
+                if op in ("signal", "winsize"):
                     continue  # it came too late
+                if op == "attach" and self.exec_id == self.container:
+                    raise NeverMade(wire.unpack_error(payload).text)
                 raise wire.unpack_error(payload)
 
     def _take(self, output: Output, payload: bytes, eof: bool) -> None:
@@ -404,6 +411,8 @@ def main(argv: list[str]) -> int:
     shim = Shim(path, container, exec_id, terminal=terminal == "1", tty_fd=tty_fd, connection=sock)
     try:
         return shim.run()
+    except NeverMade:
+        return 255
     except KataError as e:
         if not console_socket:
             os.write(2, f"kata: {e}\n".encode())

@@ -105,26 +105,28 @@ def read_json(path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(path: str, timeout: float = 120.0) -> Iterator[int]:
-    """Hold ``path`` (made if absent) exclusively among processes.
+def locked(directory: str, timeout: float = 120.0) -> Iterator[int]:
+    """Hold a directory exclusively among processes; needs no room on the disk.
 
+    :raise FileNotFoundError: there is none.
     :raise HostError: somebody else has held it for ``timeout`` seconds.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _wait_for_lock(fd, path, timeout)
+            _wait_for_lock(fd, directory, timeout)
         yield fd
     finally:
         os.close(fd)
 
 
-def _wait_for_lock(fd: int, path: str, timeout: float) -> None:
+def _wait_for_lock(fd: int, directory: str, timeout: float) -> None:
     """flock has no deadline of its own, so an alarm ends it; call from the main thread."""
     def late(_number: int, _frame: object) -> None:
-        raise HostError(f"another process has held the lock {path} for {timeout:g} s", f"see 'fuser {path}'")
+        raise HostError(f"another process has held the lock of {directory} for {timeout:g} s",
+                        "see /proc/locks for who it is")
 
     previous = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, timeout)

@@ -63,7 +63,7 @@ def destroy_sandbox(directory: str) -> None:
                 client.request("abandon", timeout=END_TIMEOUT)
         # The machine first: without it nobody starts another proxy, but somebody may be at it already.
         _end(record, "qemu")
-        with suppress(FileNotFoundError), state.locked(f"{directory}/lock", LOCK_TIMEOUT):
+        with suppress(FileNotFoundError), state.locked(directory, LOCK_TIMEOUT):
             record = _read(directory) or record
             _end(record, "proxy")
             _end(record, "qemu")

@@ -435,7 +435,8 @@ class Sandbox:
         """Remove a container; True when the sandbox has none left and its machine is gone."""
         container = self.find(container_id)
         async with container.lock:
-            if not force:
+            # A process whose shim is gone is on its way out, and as good as stopped.
+            if not force and container.record.status() != "stopped":
                 container.require("delete", "created", "stopped")
             if container.status == "paused" and container.plan.pause_scope == "vm":
                 await self.machine.resume()

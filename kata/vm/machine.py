@@ -58,19 +58,25 @@ class Machine:
                 await asyncio.wait_for(self.gone.wait(), 2.0)
         ended.cancel()
         connecting.cancel()
-        with suppress(asyncio.CancelledError, VmError):
+        what = "QEMU did not start"
+        try:
             await connecting
-        raise self.failure("QEMU did not start")
+        except VmError as e:
+            if not self.gone.is_set():
+                what = e.text
+        except asyncio.CancelledError:
+            pass
+        raise self.failure(what)
 
     def failure(self, what: str) -> VmError:
         """An error that carries the last lines of QEMU and of the guest's console."""
         said = [row for row in tail(f"{self.directory}/qemu.log").split("\n") if row and not row.startswith("argv:")]
-        console = tail(f"{self.directory}/console.log")
+        console = _panic_or_end(tail(f"{self.directory}/console.log", 60, 8192).split("\n"))
         parts = [what]
         if said:
             parts.append("QEMU said: " + " | ".join(said[-3:]))
         if console:
-            parts.append("the guest's console ends with: " + " | ".join(console.split("\n")[-6:]))
+            parts.append("the guest's console ends with: " + " | ".join(console))
         return VmError("; ".join(parts))
 
     # --- life ---------------------------------------------------------------------
@@ -281,6 +287,14 @@ class Machine:
             await self.qmp.execute("object-del", {"id": f"ram-{name}"})
             raise
         return size
+
+
+def _panic_or_end(rows: list[str], count: int = 6) -> list[str]:
+    """The last rows of a console, or the first of a panic: what follows it is a trace."""
+    for number, row in enumerate(rows):
+        if "Kernel panic" in row:
+            return rows[max(0, number - 1) : number + count - 1]
+    return [row for row in rows[-count:] if row]
 
 
 def _copy_out(source: int, path: str) -> None:
