@@ -19,8 +19,8 @@ from pathlib import Path
 SUITE = "trixie"
 INCLUDE = tuple(
     # The engines and what they call.
-    "docker.io docker-cli containerd runc crun podman conmon netavark aardvark-dns iptables nftables tini"
-    " iproute2 procps ca-certificates"
+    "docker.io docker-cli containerd runc crun podman conmon catatonit netavark aardvark-dns iptables"
+    " nftables tini iproute2 procps ca-certificates"
     # The runtime's: QEMU, and the libraries of a Python that comes from the host.
     " qemu-system-x86 libseccomp2 libexpat1 libffi8 libssl3t64 libbz2-1.0 liblzma5 zlib1g".split()
 )
@@ -95,9 +95,21 @@ def _make(folder: Path) -> None:
         root.rename(folder)
         for other in folder.parent.glob(f"{SUITE}-*"):
             if other != folder:
-                shutil.rmtree(other)
+                _remove_unused(other)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of another package list, unless a userland of it is in use (it holds the lock)."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _show_progress(argv: list[str]) -> None:

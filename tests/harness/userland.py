@@ -8,6 +8,8 @@ input to end holds it, so it vanishes with the test run, however that ends.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,6 +63,7 @@ class Userland:
         self.root = root
         self.places = _outermost(places)
         self.holder: subprocess.Popen[bytes] | None = None
+        self.lock = -1
 
     @property
     def pid(self) -> int:
@@ -70,6 +73,8 @@ class Userland:
 
     def start(self) -> None:
         self.root.mkdir(parents=True)
+        self.lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self.lock, fcntl.LOCK_SH)  # nobody removes it meanwhile
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "userland"]
         self.holder = subprocess.Popen(
             [*argv, str(self.root), str(self.folder), *map(str, self.places)],
@@ -96,6 +101,9 @@ class Userland:
             for stream in (holder.stdout, holder.stderr):
                 if stream:
                     stream.close()
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
 
 
 class InsideNetwork(NetworkNamespace):

@@ -29,7 +29,7 @@ class NewDocker(Docker):
     """A private dockerd of the userland, with its own client."""
 
     def __init__(self, userland: Userland, runtime: Runtime, tag: str, run_dir: Path, work_dir: Path) -> None:
-        super().__init__(runtime, f"{tag}t", run_dir, work_dir)
+        super().__init__(runtime, f"{tag}td", run_dir, work_dir)
         self.userland = userland
         before = len(self.netns.argv())
         self.netns = InsideNetwork(self.netns.name, userland)
@@ -54,7 +54,7 @@ class NewPodman(Podman):
     """A private podman of the userland."""
 
     def __init__(self, userland: Userland, runtime: Runtime, tag: str, run_dir: Path, work_dir: Path) -> None:
-        super().__init__(runtime, f"{tag}t", run_dir, work_dir)
+        super().__init__(runtime, f"{tag}tp", run_dir, work_dir)
         self.userland = userland
         self.netns = InsideNetwork(self.netns.name, userland)
 

@@ -152,7 +152,9 @@ def test_stats_update_cp(docker: Docker, start: Start) -> None:
     """True numbers, limits changed while it runs, files copied both ways, what changed."""
     name = start("--memory", "128m", "--memory-swap", "128m", "--cpus", "0.5")
     stats = json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", name).ok().stdout)
-    assert stats["MemUsage"].endswith("/ 128MiB") and int(stats["PIDs"]) >= 1, stats
+    assert int(stats["PIDs"]) >= 1 and not stats["MemUsage"].startswith("0B"), stats
+    if not docker.runtime.is_vm:  # a machine's cgroup has no limit on the host
+        assert stats["MemUsage"].endswith("/ 128MiB"), stats
     docker("update", "--memory", "192m", "--memory-swap", "192m", "--cpus", "0.75", "--pids-limit", "66", name).ok()
     inside = docker.sh(
         name,
