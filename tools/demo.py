@@ -210,11 +210,11 @@ def demonstrate() -> list[tuple[str, str]]:
             say("docker run: the same, asked for by docker")
             seen.append(("docker run", run([*docker, "run", "--rm", "--runtime", "kata", "busybox", *UNAME])))
             say("a container that stays: exec, a pipe into the guest, its network")
-            run([*docker, "run", "-d", "--rm", "--runtime", "kata", "--name", name, "busybox", "sleep", "1000"])
+            run([*docker, "run", "-d", "--runtime", "kata", "--name", name, "busybox", "sleep", "1000"])
             run([*docker, "exec", "-i", name, "sh", "-c", "tr a-z A-Z; hostname; ip -4 addr show eth0"],
                 input="a pipe into the guest\n")
             seen.append(("docker exec", run([*docker, "exec", name, *UNAME])))
-            run([*docker, "kill", name])
+            run([*docker, "rm", "-f", name])
     return seen
 
 
