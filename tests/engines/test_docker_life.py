@@ -126,13 +126,15 @@ def test_top_and_stats(docker: Docker, start: Start) -> None:
         found: dict[str, str] = json.loads(docker("stats", "--no-stream", "--format", "{{json .}}", name).ok().stdout)
         return found
 
+    # containerd's shim reads the host's cgroup of the container: with a machine, the whole of it is in there.
+    own = not docker.runtime.is_vm
     idle = stats()
-    assert idle["MemUsage"].endswith("/ 200MiB"), idle
     used = mebibytes(idle["MemUsage"])
-    assert used > 0 and idle["PIDs"] == "1", idle
+    assert used > 0 and int(idle["PIDs"]) >= 1, idle
+    assert not own or (idle["MemUsage"].endswith("/ 200MiB") and idle["PIDs"] == "1"), idle
     docker("exec", "-d", name, "sh", "-c", "while :; do :; done").ok()
     eventually("the load to show", lambda: float(stats()["CPUPerc"].rstrip("%")) > 30, 40)
-    assert stats()["PIDs"] == "2"
+    assert not own or stats()["PIDs"] == "2"
     docker.sh(name, "head -c 30000000 /dev/zero > /dev/shm/fill").ok()
     more = stats()["MemUsage"]
     assert mebibytes(more) > used + 20, f"{more} with 28 MiB more than {idle['MemUsage']}"
