@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
 from kata_agent.errors import invalid, unsupported
@@ -57,6 +56,8 @@ def find(kind: str, address: str) -> str | None:
         (two hexadecimal PCI slots) or a full PCI address; for scsi ``ID:LUN``.
     :raise AgentError: INVALID_ARGUMENT, it is none of these.
     """
+    import re  # only Kata 1.x clients name disks in ways that need it
+
     check_type(kind)
     if address.startswith("/dev/") and ".." not in address.split("/"):
         return address if os.path.exists(address) else None
@@ -94,6 +95,8 @@ def _listdir(path: str) -> list[str]:
 
 
 def _below(folder: str, pattern: str) -> Iterator[str]:
+    import re
+
     for name in _listdir(folder):
         if re.fullmatch(pattern, name):
             yield f"{folder}/{name}"

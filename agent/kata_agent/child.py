@@ -11,12 +11,15 @@ import gc
 import os
 import signal
 import socket
-from typing import NoReturn
 
 from kata_agent import console, hooks, identity
 from kata_agent.identity import ProcessPlan, StageError
 from kata_agent.linux import syscalls as sc
 from kata_agent.rootfs import Mounts
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # Child to agent.
 NEED_MAPS = b"U"  #: in a new user namespace: write my id maps

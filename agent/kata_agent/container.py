@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from kata_agent import devicefilter, guesthooks, log
 from kata_agent.child import ChildPlan
@@ -21,6 +20,7 @@ from kata_agent.process import Process
 from kata_agent.protocol import codes, guest_pb2, oci_pb2
 from kata_agent.rootfs import Mounts
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from kata_agent.devices import DeviceNode
     from kata_agent.sandbox import Sandbox

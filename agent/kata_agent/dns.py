@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from kata_agent import log
 from kata_agent.errors import internal, invalid
@@ -17,6 +16,7 @@ from kata_agent.events import Events
 from kata_agent.loop import EPOLLIN, Loop, Timer
 from kata_agent.protocol import guest_pb2
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 

@@ -7,7 +7,6 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from kata_agent import __version__, storage
 from kata_agent.blockdev import HANDLERS as DEVICE_HANDLERS
@@ -16,6 +15,7 @@ from kata_agent.errors import AgentError, internal, invalid
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import agent_pb2, codes, guest_pb2
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from kata_agent.sandbox import Sandbox
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NoReturn
 
 from kata_agent.launch import PerProcess, set_oom_score
 from kata_agent.linux import syscalls as sc
 from kata_agent.loop import Loop
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _OOM_SCORE_ADJ = -998  # what Kubernetes gives to its pause process
 

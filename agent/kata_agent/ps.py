@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from kata_agent.cgroup import memory
 from kata_agent.errors import invalid
 from kata_agent.stats import inner_pid
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from kata_agent.container import Container
 

@@ -8,7 +8,6 @@ call to answer later.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -21,7 +20,11 @@ from kata_agent.protocol.ttrpc_pb2 import Request, Response
 
 _MAX_OUTSTANDING = 4096
 
-Handler = Callable[[Any, "Call"], Message | None]
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import Any
+
+    Handler = Callable[[Any, "Call"], Message | None]
 
 
 class Call:

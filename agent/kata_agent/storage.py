@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from kata_agent import blockdev, devices, log
 from kata_agent.errors import AgentError, internal, invalid, unsupported
@@ -13,6 +12,7 @@ from kata_agent.linux import syscalls as sc
 from kata_agent.mountopts import MountOptions
 from kata_agent.protocol import agent_pb2, codes, guest_pb2, oci_pb2
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from kata_agent.sandbox import Sandbox
 

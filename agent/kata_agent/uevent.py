@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from typing import TypeVar
 
 from kata_agent import log
 from kata_agent.loop import EPOLLIN, Loop, Timer
@@ -15,7 +14,11 @@ _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL = 1  # multicast group of the kernel's own events
 _BUFFER = 1 << 20  # bytes
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 class Uevents:

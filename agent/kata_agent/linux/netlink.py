@@ -11,7 +11,33 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    # typing takes longer to import than all of the agent's network code, and its tuples are made by exec().
+    class NamedTuple:
+        """As typing.NamedTuple, as far as records need it: a constructor, comparison, iteration, repr."""
+
+        def __init__(self, *values, **named):
+            fields = type(self).__annotations__
+            if len(values) + len(named) != len(fields) or named.keys() - fields.keys():
+                raise TypeError(f"{type(self).__name__} has the fields {', '.join(fields)}")
+            self.__dict__.update(zip(fields, values, strict=False))
+            self.__dict__.update(named)
+
+        def __iter__(self):
+            return (self.__dict__[field] for field in type(self).__annotations__)
+
+        def __eq__(self, other):
+            return isinstance(other, (tuple, NamedTuple)) and tuple(self) == tuple(other)
+
+        def __hash__(self):
+            return hash(tuple(self))
+
+        def __repr__(self):
+            return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.__dict__.items())})"
 
 # --- netlink(7) ------------------------------------------------------------------
 NLMSG_ERROR = 2

@@ -11,12 +11,15 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Self, TypeVar
 
 from kata_agent.linux import netlink as nl
 from kata_agent.linux.netlink import Address, Event, Link, Message, Neighbour, Route
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import Self, TypeVar
+
+    T = TypeVar("T")
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
