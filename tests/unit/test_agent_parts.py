@@ -373,3 +373,30 @@ def test_missing_mount_points_are_made_inside(tmp_path: Path) -> None:
     assert (root / "somewhere/else/x").is_dir()
     assert (root / "d").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["root"]
+
+
+# --- start-up --------------------------------------------------------------------------------------
+
+SLOW = {"asyncio", "logging", "subprocess", "json", "inspect", "dataclasses", "typing", "re", "contextlib", "pathlib",
+        "shutil", "tempfile", "multiprocessing", "grpc", "traceback"}
+HOST_ONLY = {"tc.py"}
+
+
+def test_the_agent_imports_nothing_slow_when_it_starts() -> None:
+    """Each costs an emulated guest a tenth of a second or so; inside of functions they may be imported."""
+    import ast
+
+    package = Path(identity.__file__).parent
+    found = []
+    for path in package.rglob("*.py"):
+        if path.name.endswith("_pb2.py") or path.name in HOST_ONLY:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            else:
+                continue
+            found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in SLOW]
+    assert found == []
