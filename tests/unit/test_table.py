@@ -19,7 +19,8 @@ def verbs() -> dict[str, Verb]:
 
 
 VERB_TABLES = verbs()
-WORDS = sorted({n for v in VERB_TABLES.values() for o in v.options for n in o.names}) + [
+WORDS = [
+    *sorted({n for v in VERB_TABLES.values() for o in v.options for n in o.names}),
     "--help", "-", "--", "x", "c1", "9", "--root=/x", "--force=1", "-abc", "table", "json", "", "KILL", "--unknown"]
 
 

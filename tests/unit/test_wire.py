@@ -16,8 +16,8 @@ from kata.errors import GuestError, NotFound, ProxyGone
 from kata.proxy.control import Connection
 
 
-@given(st.lists(st.tuples(st.sampled_from([wire.DATA, wire.ACK, wire.EXIT]), st.integers(0, 255), st.binary(max_size=300)),
-                max_size=8),
+@given(st.lists(st.tuples(st.sampled_from([wire.DATA, wire.ACK, wire.EXIT]), st.integers(0, 255),
+                          st.binary(max_size=300)), max_size=8),
        st.lists(st.integers(1, 50), min_size=1, max_size=50))
 def test_frames_survive_fragmentation(frames: list[tuple[int, int, bytes]], cuts: list[int]) -> None:
     data = b"".join(wire.pack(kind, payload, flags) for kind, flags, payload in frames)
