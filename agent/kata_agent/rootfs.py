@@ -27,7 +27,8 @@ class Mounts:
     """
 
     __slots__ = (
-        "_cgroup", "_extras", "_idmaps", "_nodes", "_spec", "_staging", "_tmp", "_trees", "_userns", "root",
+        "_cgroup", "_extras", "_idmaps", "_nodes", "_read_only", "_spec", "_staging", "_tmp", "_trees", "_userns",
+        "root",
     )
 
     def __init__(
@@ -42,6 +43,7 @@ class Mounts:
         self._userns = userns
         self._trees: dict[int, int] = {}
         self._idmaps: dict[int, int] = {}
+        self._read_only: list[int] = []  # descriptors of mounts that become it last: something goes into them before
         self.root = -1  #: descriptor of the container's root
 
     # --- step one ------------------------------------------------------------------
@@ -127,7 +129,7 @@ class Mounts:
     def _mount_fs(self, mount: oci_pb2.Mount, options: MountOptions, target: int) -> None:
         kind = mount.type
         where = fd_path(target)
-        data = options.data
+        data, flags = options.data, options.flags
         if kind in ("cgroup", "cgroup2"):
             self._mount_cgroup(options, where)
             return
@@ -136,24 +138,33 @@ class Mounts:
                 # As runc: the folder's own mode, else /tmp would lose its sticky bit.
                 mode = stat.S_IMODE(os.fstat(target).st_mode)
                 data = ",".join(filter(None, (data, f"mode={mode:o}")))
+            # A read-only /dev (podman --read-only) still takes devices and mount points.
+            flags &= ~sc.MS_RDONLY
             if options.copy_up:
-                self._copy_up(mount.source, where, options.flags, data)
+                self._copy_up(mount.source, where, flags, data)
+                self._read_only_later(mount.destination, options)
                 return
         if kind in ("mqueue", "proc"):
             data = ""
         try:
-            sc.mount(mount.source or kind, where, kind, options.flags, data)
+            sc.mount(mount.source or kind, where, kind, flags, data)
         except OSError as error:
             if kind == "devpts" and error.errno == errno.EINVAL and "gid=" in data:
                 # The group is not mapped into the user namespace.
                 data = ",".join(part for part in data.split(",") if not part.startswith("gid="))
-                sc.mount(mount.source or kind, where, kind, options.flags, data)
+                sc.mount(mount.source or kind, where, kind, flags, data)
                 return
             raise
         if options.tree:
             fd = open_in_root(self.root, mount.destination)
             _set(fd, options.tree, sc.AT_RECURSIVE)
             os.close(fd)
+        if kind == "tmpfs":
+            self._read_only_later(mount.destination, options)
+
+    def _read_only_later(self, destination: str, options: MountOptions) -> None:
+        if options.flags & sc.MS_RDONLY:
+            self._read_only.append(open_in_root(self.root, destination))
 
     def _mount_cgroup(self, options: MountOptions, where: str) -> None:
         if not self._cgroup:
@@ -242,7 +253,13 @@ class Mounts:
         self.root = -1
 
     def finish(self) -> None:
-        """Read-only and masked paths, propagation; runs in the container's root."""
+        """Read-only mounts, read-only and masked paths, propagation; runs in the container's root."""
+        for fd in self._read_only:
+            try:
+                sc.mount_setattr(fd, "", sc.AT_EMPTY_PATH, attr_set=sc.MOUNT_ATTR_RDONLY)
+            except OSError as error:
+                raise _stage("mount", "read-only", error) from None
+            os.close(fd)
         for path in self._spec.Linux.ReadonlyPaths:
             _read_only(path)
         if self._spec.Linux.MaskedPaths:

@@ -141,6 +141,18 @@ def test_read_only_root(box):
     assert "/x: Read-only file system" in err
 
 
+def test_read_only_tmpfs_takes_mount_points(box):
+    """podman --read-only has a read-only /dev with devices and mounts in it."""
+    b = box("sh", "-c", "touch /dev/x; touch /data/x; echo > /dev/null && touch /data/in/x && ls /dev/pts/ptmx")
+    b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/dev", options=["nosuid", "mode=755", "ro"])
+    b.spec.Mounts.add(type="devpts", source="devpts", destination="/dev/pts", options=["newinstance", "ptmxmode=0666"])
+    b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/data", options=["ro"])
+    b.spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/data/in")
+    status, out, err = b.run()
+    assert (status, out) == (0, "/dev/pts/ptmx\n"), err
+    assert err.count("Read-only file system") == 2, err
+
+
 def test_rootfs_propagation(box):
     b = box("sh", "-c", "grep ' / / \\| /.* / ' /proc/self/mountinfo | head -1")
     b.spec.Linux.RootfsPropagation = "shared"
