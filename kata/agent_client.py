@@ -30,6 +30,10 @@ def printable(text: str, limit: int = 4096) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text[:limit])
 
 
+class NoAnswer(VmError):
+    """The agent did not answer in time."""
+
+
 class ChannelClosed(VmError):
     """The channel to the guest broke; the request's fate is unknown."""
 
@@ -111,7 +115,7 @@ class AgentClient:
         :param timeout: seconds; None for requests that wait for an event.
         :raise GuestError: the agent refused.
         :raise ChannelClosed: the channel broke.
-        :raise VmError: no answer in time.
+        :raise NoAnswer: not in time.
         """
         if self._writer is None or self.closed.is_set():
             raise ChannelClosed("the agent channel is closed")
@@ -130,7 +134,7 @@ class AgentClient:
                 await self._writer.drain()
                 answer = await future
         except TimeoutError as e:
-            raise VmError(f"the agent did not answer {method} within {timeout:g} s") from e
+            raise NoAnswer(f"the agent did not answer {method} within {timeout:g} s") from e
         except ConnectionError as e:
             raise ChannelClosed(f"the agent channel broke during {method}") from e
         finally:

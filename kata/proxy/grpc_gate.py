@@ -14,8 +14,9 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from kata.agent_client import METHODS
+from kata.agent_client import METHODS, NoAnswer
 from kata.errors import GuestError, KataError
+from kata.proxy.log import log
 from kata.wire import listening_socket
 
 if TYPE_CHECKING:
@@ -51,15 +52,24 @@ class AgentSocket:
 
     async def _carry(self, client: socket.socket) -> None:
         client.setblocking(False)
+        near = await asyncio.open_unix_connection(sock=client)
+        writers, copies = [near[1]], set()
         try:
             async with self._starting:
                 if self._server is None:
                     self._server = await serve(self.inner, self.sandbox)
-            near = await asyncio.open_unix_connection(sock=client)
             far = await asyncio.open_unix_connection(self.inner)
-            await asyncio.gather(_copy(near[0], far[1]), _copy(far[0], near[1]))
-        except OSError:
-            client.close()  # the client sees the end of its connection
+            writers.append(far[1])
+            copies = {asyncio.ensure_future(_copy(near[0], far[1])), asyncio.ensure_future(_copy(far[0], near[1]))}
+            # When one end is gone, so is the connection.
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        except OSError as e:
+            log(f"agent.sock: {e}")
+        finally:
+            for task in copies:
+                task.cancel()
+            for writer in writers:
+                writer.close()
 
     async def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._listener)
@@ -74,12 +84,10 @@ class AgentSocket:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    try:
+    with suppress(ConnectionError):
         while data := await source.read(1 << 16):
             target.write(data)
             await target.drain()
-    finally:
-        target.close()
 
 
 async def serve(path: str, sandbox: Sandbox) -> Any:
@@ -97,6 +105,8 @@ async def serve(path: str, sandbox: Sandbox) -> Any:
                 return await sandbox.agent.call_raw(service, method, payload, remaining)
             except GuestError as e:
                 await context.abort(codes.get(e.code, grpc.StatusCode.UNKNOWN), e.text)
+            except NoAnswer as e:
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, e.text)
             except KataError as e:
                 await context.abort(codes[UNAVAILABLE], str(e))
             return b""
