@@ -51,7 +51,7 @@ class Container:
         self._spec = spec
         self._extras = extras
         self._pidfd = -1
-        self._late_limits: Limits | None = None
+        self._starting: Done | None = None  # whoever waits for the start
         self._plan: ChildPlan | None = None  # of a container whose process is made when it starts
         self.id = container_id
         self.namespaces = namespaces
@@ -142,26 +142,20 @@ class Container:
             finish(None)
 
         def launched(error: AgentError | None) -> None:
+            error = error or self._launched()
             if error is None:
-                self._launched()
-            elif self.state == CREATING:
-                self.init.kill()
-                self.init.when_exited(lambda: self._abandon_with(error, finish))
+                finish(None)
+                self._tell_start(None)
+                self._run_hooks("poststart", self._hook_failed)
                 return
-            else:
-                self.init.kill()
-                self.init.when_exited(lambda: self._start_failed(error, finish))
-                return
-            finish(None)
-            self._tell_start(None)
-            self._run_hooks("poststart", self._hook_failed)
+            give_up = self._abandon_with if self.state == CREATING else self._start_failed
+            self.init.kill()
+            self.init.when_exited(lambda: give_up(error, finish))
 
         self.init.fork(
             plan, self.namespaces.per_process, self.namespaces.id_maps,
             oom_score_adj=self.init.plan.oom_score_adj or 0, on_ready=ready, on_done=launched, on_exit=self._init_ended,
         )
-
-    _starting: Done | None = None
 
     def start(self, done: Done) -> None:
         """Let the first process execute its program.
@@ -174,7 +168,10 @@ class Container:
         if self.init.ready:
             self.init.go()
         elif self._plan is not None and self.init.launch is None:
-            self._fork(self._plan, self._tell_start)
+            try:
+                self._fork(self._plan, self._tell_start)
+            except OSError as error:
+                self._tell_start(internal(f"cannot fork: {error.strerror}"))
         else:
             self._tell_start(precondition(f"container {self.id} has no process to start"))
 
@@ -183,15 +180,16 @@ class Container:
         if done is not None:
             done(error)
 
-    def _launched(self) -> None:
+    def _launched(self) -> AgentError | None:
+        """The program runs: write the limits that had to wait."""
         self._plan = None
-        if self.state == CREATED:
-            self.state = RUNNING
         try:
             self._limits.apply(self.cgroup, "late")
         except AgentError as error:
-            log.error(f"container {self.id}: {error.text}")
-            self._kill_all()
+            return error
+        if self.state == CREATED:
+            self.state = RUNNING
+        return None
 
     def _start_failed(self, error: AgentError, finish: Done) -> None:
         self.state = STOPPED
@@ -204,7 +202,11 @@ class Container:
 
     def _abandon(self) -> None:
         """Forget a container that could not be made."""
-        self.cgroup.remove()
+        try:
+            self.cgroup.remove()
+        except OSError as error:
+            # One that is made under the same name later removes it.
+            log.warning(f"cgroup of container {self.id}: {error.strerror}")
         self._release()
 
     # --- ends ------------------------------------------------------------------------
