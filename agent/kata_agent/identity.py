@@ -18,9 +18,7 @@ from kata_agent.linux import capability
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import guest_pb2, oci_pb2
 
-_MAX_ARGS = 1 << 20  # bytes of arguments and environment together; execve has its own limit
 _INFINITY = (1 << 64) - 1
-_DEFAULT_OOM_SCORE = 0
 _SYS_ADMIN = 1 << capability.NUMBERS["CAP_SYS_ADMIN"]
 _SCHEDULERS = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5}
 _RLIMITS = {
@@ -85,8 +83,6 @@ class ProcessPlan:
     ) -> None:
         if not process.Args:
             raise invalid("process.args must not be empty")
-        if sum(map(len, process.Args)) + sum(map(len, process.Env)) > _MAX_ARGS:
-            raise invalid(f"arguments and environment are larger than {_MAX_ARGS} bytes")
         if any("\0" in text for text in (*process.Args, *process.Env, process.Cwd)):
             raise invalid("a zero byte in the arguments, the environment or the working directory")
         self.args = list(process.Args)

@@ -58,10 +58,6 @@ class Loop:
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
 
-    def modify(self, fd: int, events: int) -> None:
-        """Wait for other events of ``fd``."""
-        self._epoll.modify(fd, events)
-
     def remove(self, fd: int) -> None:
         """Stop watching ``fd``; harmless when it is not watched."""
         if self._callbacks.pop(fd, None) is not None:

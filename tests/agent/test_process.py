@@ -155,6 +155,13 @@ def test_no_executable_format(box, rootfs):
     assert b.client.guest.ListAll().containers[0].state == "stopped"
 
 
+def test_arguments_that_are_too_long(box):
+    b = box("echo", "x" * 200_000).create()
+    with pytest.raises(RpcError) as info:
+        b.start()
+    assert info.value.message == 'exec: "echo": argument list too long'
+
+
 def test_environment_home_and_cwd(box):
     b = box("sh", "-c", "echo $A $HOME; pwd; umask")
     b.spec.Process.Env.append("A=1=2")

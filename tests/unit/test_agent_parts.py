@@ -324,7 +324,6 @@ def plan(**fields: object) -> identity.ProcessPlan:
     {"Rlimits": [oci_pb2.POSIXRlimit(Type="RLIMIT_FISH")]},
     {"Rlimits": [oci_pb2.POSIXRlimit(Type="RLIMIT_CPU", Soft=2, Hard=1)]},
     {"Rlimits": [oci_pb2.POSIXRlimit(Type="RLIMIT_CPU")] * 2},
-    {"Args": ["x" * (2 << 20)]},
 ])
 def test_processes_that_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(AgentError) as info:
