@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -95,6 +97,11 @@ class Client:
         self._sock.sendall(ttrpc.encode(stream_id, ttrpc.REQUEST, payload))
         return Pending(self, stream_id, method)
 
+    def receive_some(self) -> None:
+        """Take a piece of what comes, for tests that go away in the middle of an answer."""
+        self._sock.settimeout(5)
+        self._sock.recv(1000)
+
     def send_raw(self, data: bytes) -> None:
         self._sock.sendall(data)
 
@@ -128,3 +135,28 @@ def read_all(client: Client, container: str, exec_id: str = "", stream: int = 1)
         data += answer.data
         if answer.eof:
             return data
+
+
+def read_through_restarts(connect: Callable[[], Client], container: str, seed: int) -> bytes:
+    """stdout to its end while the host end is replaced again and again, also in the middle of answers."""
+    rng = random.Random(seed)
+    data = b""
+    client = connect()
+    try:
+        while True:
+            pending = client.guest.ReadStream.start(container_id=container, stream=1, offset=len(data),
+                                                    ack=max(0, len(data) - rng.randrange(100_000)), max_len=1 << 18)
+            if rng.random() < 0.3:
+                if rng.random() < 0.5:
+                    client.receive_some()
+                client.send_raw(rng.randbytes(rng.randrange(30)))
+                client.close()
+                client = connect()
+                continue
+            answer = pending.result()
+            assert answer.offset == len(data)
+            data += answer.data
+            if answer.eof:
+                return data
+    finally:
+        client.close()

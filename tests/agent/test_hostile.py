@@ -9,7 +9,7 @@ import pytest
 
 from kata_agent.protocol import agent_pb2, codes, ttrpc
 from kata_agent.protocol.ttrpc_pb2 import Request
-from tests.agent.client import RpcError, read_all
+from tests.agent.client import RpcError, read_all, read_through_restarts
 from tests.agent.conftest import TOKEN
 
 
@@ -64,6 +64,15 @@ def test_garbage_and_a_fresh_start(agent, client, box):
     assert client.guest.WriteStream(container_id=b.id, data=b"x\n", eof=True).received == 2
     assert read_all(client, b.id) == b"one\ntwo x\n"
     client.RemoveContainer(container_id=b.id)
+
+
+def test_no_byte_is_lost_over_restarts(agent, client, box):
+    b = box("seq", "1", "300000").create().start()
+    expected = "".join(f"{n}\n" for n in range(1, 300001)).encode()
+    assert read_through_restarts(agent.connect, b.id, 5) == expected
+    again = agent.connect()
+    assert again.guest.WaitProcess(container_id=b.id).status == 0
+    again.close()
 
 
 def test_a_client_without_the_token(agent):

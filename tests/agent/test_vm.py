@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kata_agent.protocol import agent_pb2, codes, guest_pb2, oci_pb2, types_pb2
-from tests.agent.client import Client, RpcError, read_all
+from tests.agent.client import Client, RpcError, read_all, read_through_restarts
 from tests.agent.conftest import Box
 from tests.agent.machine import MACS, SHARED, Machine, wait_for
 
@@ -471,6 +471,15 @@ def test_a_new_host_end(machine, box, client):
     again.RemoveContainer(container_id=b.id)
     again.close()
     # the fixture's client must be able to clean up
+    fresh = machine.connect()
+    client.__dict__.update(fresh.__dict__)
+
+
+def test_no_byte_is_lost_over_restarts(machine, box, client):
+    b = box("seq", "1", "100000").create().start()
+    client.close()
+    expected = "".join(f"{n}\n" for n in range(1, 100001)).encode()
+    assert read_through_restarts(machine.connect, b.id, 6) == expected
     fresh = machine.connect()
     client.__dict__.update(fresh.__dict__)
 
