@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +76,7 @@ class Creation:
         """
         for warning in (*self.bundle.warnings, *self.plan.warnings):
             self.log.warning(f"container {self.bundle.id}: {warning}")
-        with ExitStack() as undo, ExitStack() as close:
+        with undone_by_signals(), ExitStack() as undo, ExitStack() as close:
             mounts: list[int] = []
             close.callback(close_all, mounts)
             for share in self.plan.shares:
@@ -225,6 +226,27 @@ class Creation:
         except ProxyGone as e:
             said = tail(f"{self.directory}/proxy.log", 3)
             raise ProxyGone(e.text + (f"; it last said: {said}" if said else "")) from e
+
+
+@contextmanager
+def undone_by_signals() -> Iterator[None]:
+    """Who is told to end undoes what it has made so far, once."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def end(number: int, _frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if previous[number] is not signal.SIG_IGN:  # nohup stays what it is
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def sandbox_lives(directory: str) -> bool:

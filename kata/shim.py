@@ -116,6 +116,7 @@ class Shim:
         self.container = container
         self.exec_id = exec_id
         self.terminal = terminal
+        self.own_terminal = terminal and tty_fd >= 0
         self.input = tty_fd if tty_fd >= 0 else 0
         self.outputs = {wire.STDOUT: Output(wire.STDOUT, tty_fd if tty_fd >= 0 else 1)}
         if not terminal:
@@ -128,6 +129,7 @@ class Shim:
         self.status: int | None = None
         self.sock = connection
         self.attached = False
+        self.carrier = False  #: of what is written after the exit was reported
         self.revived = 0
         self.decoder = wire.Decoder()
         self.signals: deque[int] = deque()
@@ -195,8 +197,14 @@ class Shim:
                 except ProxyGone:
                     if not self._finished():
                         self._revive()
+            if self.carrier:
+                os._exit(0)
             assert self.status is not None
             return self.status
+        except KataError:
+            if self.carrier:
+                os._exit(1)
+            raise
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in previous.items():
@@ -206,21 +214,18 @@ class Shim:
         self.signals.append(number)
 
     def _finished(self) -> bool:
-        if self.status is None:
-            return False
-        if all(o.done for o in self.outputs.values()):
+        done = all(o.done for o in self.outputs.values())
+        if self.carrier or self.status is None:
+            return done and self.carrier
+        if done:
             return True
         if any(o.queue for o in self.outputs.values()):
             return False
         # The process has ended and all it wrote is delivered, but a child of
         # its own still holds an output open.  Its exit is reported now, as a
         # kernel would; another process carries the rest.
-        if os.fork() != 0:
-            return True
-        self.status = None
-        while not all(o.done for o in self.outputs.values()):
-            self._turn()
-        os._exit(0)
+        self.carrier = os.fork() == 0
+        return not self.carrier
 
     def _turn(self) -> None:
         poll = select.poll()
@@ -280,6 +285,9 @@ class Shim:
     def _take(self, output: Output, payload: bytes, eof: bool) -> None:
         offset, data = wire.unpack_data(payload)
         data = data[max(0, output.received - offset):]
+        if data and output.received == 0 and self.own_terminal:
+            # conmon turns ONLCR on when it gets the master; the guest's terminal has done that already.
+            tty.setraw(output.fd, termios.TCSANOW)
         output.received += len(data)
         output.eof = output.eof or eof
         if data and not output.broken:

@@ -219,7 +219,10 @@ class Sandbox:
             for future in container.processes.values():
                 if not future.done():
                     future.set_result(137)
-            container.set_exited(137)
+            try:
+                container.set_exited(137)
+            except HostError as e:  # no room for the record; its dead shim says the same
+                log(f"{e}")
 
     async def _events(self, after: int = 0) -> None:
         while True:

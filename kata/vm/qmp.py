@@ -26,7 +26,7 @@ class Qmp:
         self._client = QMPClient("sandbox")
         self._socket: socket.socket | None = None
 
-    async def connect(self, path: str, timeout: float = 10.0) -> None:
+    async def connect(self, path: str, timeout: float = 20.0) -> None:
         """Connect to the listening socket at ``path`` and negotiate.
 
         :raise VmError: QEMU did not greet in time.

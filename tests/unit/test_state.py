@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kata import state
-from kata.errors import InUse, NotFound, StateError, UsageError
+from kata.errors import HostError, InUse, NotFound, StateError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,71 @@ def test_a_root_that_is_not_named_is_searched(run_dir: Path) -> None:
 def test_socket_paths_stay_short() -> None:
     key = state.sandbox_key("/var/run/docker/runtime-kata/moby" * 5, "f" * 64)
     assert len(f"/run/kata/sandboxes/{key}/channel.sock") < 100
+
+
+CREATOR = """
+import os, sys
+from kata import state
+from kata.errors import InUse
+state.RUN_DIR = sys.argv[1] + "/run"
+sys.stdin.read(1)
+try:
+    state.new_container(sys.argv[1] + "/root", "c", {"status": "creating", "winner": os.getpid()})
+    print("won")
+except InUse:
+    print("lost")
+"""
+
+
+def test_of_many_creators_one_wins(run_dir: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(3):
+        creators = [subprocess.Popen([sys.executable, "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE,
+                                     stdout=subprocess.PIPE, env=environ)
+                    for _ in range(6)]
+        for creator in creators:
+            assert creator.stdin is not None
+            creator.stdin.write(b"x")
+            creator.stdin.flush()
+        said = {creator.pid: creator.communicate(timeout=30)[0].decode().strip() for creator in creators}
+        assert sorted(said.values()) == ["lost"] * 5 + ["won"]
+        container = state.load_container(str(run_dir / "root"), "c")
+        assert said[container.record["winner"]] == "won"
+        assert os.listdir(run_dir / "root") == ["c"], "nothing half-made is left"
+        state.remove_container(container)
+        assert os.listdir(run_dir / "root") == []
+
+
+def test_an_empty_folder_takes_no_id_and_a_full_one_does(run_dir: Path) -> None:
+    root = run_dir / "root"
+    (root / "c").mkdir(parents=True)
+    state.remove_container(state.new_container(str(root), "c", record()))
+    (root / "c").mkdir()
+    (root / "c/process.json").write_text("{}")
+    with pytest.raises(InUse):
+        state.new_container(str(root), "c", record())
+    with pytest.raises(StateError, match="not in its folder"):
+        state.load_container(str(root), "c")
+
+
+def test_folders_of_killed_verbs_are_found(run_dir: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    state.new_container(str(run_dir / "root"), "c", record())
+    for name in (f".new-{child.pid}", f".old-{child.pid}", f".new-{os.getpid()}", ".new-x"):
+        (run_dir / "root" / name).mkdir()
+    assert sorted(state.stale_folders()) == [f"{run_dir}/root/.new-{child.pid}", f"{run_dir}/root/.old-{child.pid}"]
+
+
+def test_a_lock_is_waited_for_until_its_deadline(run_dir: Path) -> None:
+    holder = subprocess.Popen(["flock", str(run_dir), "sh", "-c", "echo held; read x"], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(HostError, match=r"another process has held the lock of .* for 0\.1 s"):
+            with state.locked(str(run_dir), 0.1):
+                pass
+    finally:
+        holder.communicate(b"\n")
+    with state.locked(str(run_dir), 5):
+        pass

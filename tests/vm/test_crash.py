@@ -273,3 +273,27 @@ def test_damaged_template(oci: Oci) -> None:
     assert result.out == "works"
     assert_nothing_left(oci.root, id, (str(bundle.path),))
     assert not leaks.mounts([str(folder)])
+
+
+# --- verbs that are told to end, and verbs at the same time -------------------------------
+
+
+@pytest.mark.parametrize("moment", ["record", "proxy", "machine"])
+def test_creator_told_to_end(oci: Oci, moment: str) -> None:
+    """SIGTERM while it creates: it undoes what it has made, itself."""
+    bundle, id = oci.bundle().write(), oci.new_id()
+    parts = Parts(oci.root, id)
+    verb = begin(oci, bundle, id)
+    eventually(f"the creation to reach: {moment}", lambda: MOMENTS[moment](parts), 60, 0.0005)
+    verb.terminate()
+    assert verb.wait(60) == 128 + signal.SIGTERM
+    assert_nothing_left(oci.root, id, (str(bundle.path),))
+
+
+def test_deletes_at_the_same_time(oci: Oci) -> None:
+    with oci.running(oci.bundle()) as c:
+        verbs = [subprocess.Popen(oci.argv("delete", "--force", c.id), env=environment(), stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+        said = [(verb.communicate(timeout=90)[0].decode(), verb.returncode) for verb in verbs]
+        assert [code for _text, code in said] == [0, 0, 0], said
+        c.assert_gone()

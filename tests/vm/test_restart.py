@@ -336,3 +336,15 @@ def test_killed_while_a_pod_grows(oci: Oci) -> None:
             assert c.status == "running"
             c.delete("--force").ok()
         assert sandbox.status == "running"
+
+
+def test_output_after_the_exit_survives(oci: Oci) -> None:
+    """A child of the process still writes when its exit was reported and the proxy is killed."""
+    with oci.running(oci.bundle()) as c:
+        verb = subprocess.Popen(oci.argv("exec", c.id, "sh", "-c", "(sleep 3; echo late) & exit 4"),
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                env=environment())
+        assert verb.wait(30) == 4
+        Parts(oci.root, c.id).kill_proxy()
+        assert verb.stdout is not None
+        assert verb.stdout.read() == b"late\n"
