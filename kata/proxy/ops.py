@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kata import wire
-from kata.agent_client import ChannelClosed
+from kata.agent_client import ChannelClosed, printable
 from kata.contract import ContainerPlan
 from kata.errors import HostError, KataError, NotFound, UsageError
 from kata.planjson import from_json
@@ -191,7 +191,7 @@ class Operations:
             return {"text": json.dumps(sorted(container.shims.values()))}
         reply = await self.sandbox.agent.agent("ListProcesses", agent_pb2.ListProcessesRequest(
             container_id=r["id"], format=r["format"], args=r["args"]))
-        return {"text": reply.process_list.decode(errors="replace")}
+        return {"text": printable(reply.process_list.decode(errors="replace"), wire.MAX_PAYLOAD // 8)}
 
     async def op_stats(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
         self.sandbox.find(r["id"]).require("read the statistics of", "created", "running", "paused")

@@ -31,6 +31,7 @@ from kata_agent.protocol import agent_pb2, guest_pb2
 GUEST_SHARE = "/run/kata/shared"
 #: How long a shim may take to attach again after the proxy was restarted, seconds.
 ATTACH_TIMEOUT = 30.0
+MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
 EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
 #: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
 KILL_TIMEOUT = 10.0
@@ -144,7 +145,7 @@ class Sandbox:
             if container_id not in guest:
                 container.set_exited(137)
                 continue
-            for process in guest[container_id].processes:
+            for process in guest[container_id].processes[:MAX_PROCESSES]:
                 exec_id = process.exec_id or container_id
                 if exec_id != container_id and process.exited:
                     container.processes[exec_id] = _done(process.status)

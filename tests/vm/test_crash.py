@@ -297,3 +297,37 @@ def test_deletes_at_the_same_time(oci: Oci) -> None:
         said = [(verb.communicate(timeout=90)[0].decode(), verb.returncode) for verb in verbs]
         assert [code for _text, code in said] == [0, 0, 0], said
         c.assert_gone()
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4, 0.8])
+def test_deleter_killed(oci: Oci, delay: float) -> None:
+    """The verb that deletes is killed on its way; the next one finishes."""
+    with oci.running(oci.bundle()) as c:
+        verb = subprocess.Popen(oci.argv("delete", "--force", c.id), env=environment(), stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)  # whatever it is at then
+        verb.kill()
+        verb.wait()
+        c.delete("--force").ok()
+        oci.verb("cleanup").ok()
+        c.assert_gone()
+        assert_nothing_left(oci.root, c.id)
+
+
+def test_foreground_verbs_killed(oci: Oci) -> None:
+    """Who runs a process in the foreground is killed: an exec's process dies with it, a container lives on."""
+    bundle, id = oci.bundle().write(), oci.new_id()
+    parts = Parts(oci.root, id)
+    runner = begin(oci, bundle, id, "run")
+    eventually("the container running", lambda: parts.state()["status"] == "running")
+    verb = subprocess.Popen(oci.argv("exec", id, "sleep", "987"), env=environment(), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    eventually("the exec to run", lambda: "sleep 987" in oci.verb("ps", id).ok().stdout, 30, 0.3)
+    verb.kill()
+    verb.wait()
+    eventually("its process to be gone", lambda: "sleep 987" not in oci.verb("ps", id).ok().stdout, 30, 0.3)
+    runner.kill()
+    runner.wait()
+    assert json.loads(oci.verb("state", id).ok().stdout)["status"] == "running"
+    oci.verb("delete", "--force", id).ok()
+    assert_nothing_left(oci.root, id, (str(bundle.path),))
