@@ -63,10 +63,11 @@ def trixie_folder() -> Path:
 
 def mirror() -> str:
     """The Debian archive that this host's apt uses; "" when apt does not tell: debootstrap's own choice then."""
-    argv = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
+    argv = ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages"]
     listed = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout
-    found = [line.partition(" ")[2] for line in listed.splitlines() if line.startswith("Debian ")]
-    return found[0] if found else ""
+    found = [line.partition("|")[::2] for line in listed.splitlines()]
+    # Labels come with the lists; without these, the first source it is.
+    return next((uri for wanted in ("Debian", "") for label, uri in found if label == wanted), "")
 
 
 def _make(folder: Path) -> None:
