@@ -23,6 +23,8 @@ from kata_agent.server import Server
 from kata_agent.services import agent, guest, health
 from kata_agent.settings import Settings
 
+_DRIVERS_AFTER = 3.0  # seconds
+
 
 def main() -> int:
     """Serve until the machine is switched off."""
@@ -38,6 +40,7 @@ def main() -> int:
         cgroup = boot.CGROUP if sc.statfs_type(boot.CGROUP) == sc.CGROUP2_SUPER_MAGIC else ""
         signal.signal(signal.SIGTERM, lambda _signum, _frame: loop.stop())
     else:
+        settings.is_guest = True
         cgroup = boot.guest(settings, clock)
     for warning in settings.warnings:
         log.warning(warning)
@@ -68,6 +71,9 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
     ):
         server.register([files], module.SERVICE, handlers)
     _open(loop, sandbox, channel, clock)
+    if settings.is_guest:
+        # The balloon, the entropy device: nothing waits for them, and a container may be waiting for the processor.
+        loop.after(_DRIVERS_AFTER, sandbox.find_drivers)
     # What lives now lives for ever: children need not copy its pages because a collector marks objects in them.
     gc.collect()
     gc.freeze()

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 
 from kata_agent import log
-from kata_agent.errors import internal, invalid
+from kata_agent.errors import AgentError, internal, invalid
 from kata_agent.linux import syscalls as sc
 from kata_agent.resolve import components_ok
 
 LIST = "/etc/kata/modules"  #: paths, one a line, each after those it needs
 _ROOT = "/lib/modules"
+_BUSES = ("virtio", "scsi", "nd", "pci")
+_tried: set[str] = set()  # module aliases of devices that were looked up already
 
 
 def load_listed() -> int:
@@ -63,6 +65,63 @@ def _unpacked(path: str) -> int:
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
     return fd
+
+
+def load_for_devices() -> None:
+    """Load drivers of devices that have none: nobody else in a guest does what udev does elsewhere."""
+    aliases: list[tuple[str, str]] | None = None
+    for bus in _BUSES:
+        try:
+            devices = os.listdir(f"/sys/bus/{bus}/devices")
+        except FileNotFoundError:
+            continue
+        for device in devices:
+            wanted = _alias_without_driver(f"/sys/bus/{bus}/devices/{device}")
+            if not wanted or wanted in _tried:
+                continue
+            _tried.add(wanted)
+            if aliases is None:
+                aliases = _aliases()
+            for name in {module for pattern, module in aliases if matches(pattern, wanted)}:
+                try:
+                    load_named(name, ())
+                except AgentError as error:
+                    log.warning(error.text)
+
+
+def _alias_without_driver(device: str) -> str:
+    """The module alias of a device that has no driver, "" for others."""
+    if os.path.exists(f"{device}/driver"):
+        return ""
+    try:
+        with open(f"{device}/modalias", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _aliases() -> list[tuple[str, str]]:
+    """(pattern, module) of each line of modules.alias."""
+    try:
+        with open(f"{_ROOT}/{os.uname().release}/modules.alias", encoding="utf-8") as file:
+            lines = [line.split() for line in file]
+    except FileNotFoundError:
+        return []
+    return [(words[1], words[2]) for words in lines if len(words) == 3 and words[0] == "alias"]
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether ``text`` fits a shell pattern with no other wildcard than ``*``."""
+    first, *rest = pattern.split("*")
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    for part in rest:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return text.endswith(rest[-1]) if rest else text == pattern
 
 
 def load_named(name: str, parameters: Sequence[str]) -> None:

@@ -54,9 +54,15 @@ class Sandbox:
         os.makedirs(self.staging, 0o755, exist_ok=True)
         self.cgroups.setup()
         self.uevents.on_memory = self.cgroups.guard
+        self.uevents.on_device = self.find_drivers
         own, self.netns = _new_netns()
         self.network = Network(own, self.netns, self.uevents, self.settings.hotplug_timeout)
         self.dns = DnsRelay(self.loop, self.events, self.network.inside)
+
+    def find_drivers(self) -> None:
+        """Load drivers that devices of this guest lack."""
+        if self.settings.is_guest:
+            modules.load_for_devices()
 
     # --- the sandbox itself ------------------------------------------------------------
 

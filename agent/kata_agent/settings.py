@@ -32,7 +32,7 @@ class Settings:
     """What the command line says, with defaults."""
 
     __slots__ = (
-        "cgroup_parent", "channel", "hotplug_timeout", "log_level", "pipe_size", "run_dir", "token", "warnings",
+        "cgroup_parent", "channel", "hotplug_timeout", "is_guest", "log_level", "pipe_size", "run_dir", "token", "warnings",
     )
 
     def __init__(self) -> None:
@@ -42,6 +42,7 @@ class Settings:
         self.pipe_size = 1 << 18  #: bytes, 0 = the kernel's default; larger ones save wakeups
         self.hotplug_timeout = 10.0  #: seconds; an emulated guest is slow
         self.cgroup_parent = "kata"
+        self.is_guest = False  #: the machine is the agent's to set up; no word sets this
         self.run_dir = "/run/kata-agent"
         self.warnings: list[str] = []
 

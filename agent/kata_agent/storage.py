@@ -132,6 +132,8 @@ def _await_disk(sandbox: Sandbox, storage: agent_pb2.Storage, done: Done) -> Non
         else:
             done(None)
 
+    if blockdev.find(storage.driver, storage.source) is None:
+        sandbox.find_drivers()
     sandbox.uevents.wait(lambda: blockdev.find(storage.driver, storage.source), seconds, found)
 
 
@@ -179,6 +181,8 @@ def wait_for(
                        lambda disk=disk: _find_disk(disk)))  # type: ignore[misc]
     seconds = sandbox.settings.hotplug_timeout
     missing: list[str] = []
+    if any(find() is None for _what, find in checks):
+        sandbox.find_drivers()
 
     def all_there() -> bool | None:
         missing[:] = [what for what, find in checks if find() is None]

@@ -29,6 +29,8 @@ class Uevents:
         self._checks: list[Callable[[], bool]] = []
         #: called after memory was plugged in or out
         self.on_memory: Callable[[], None] | None = None
+        #: called after a device came that may need a driver
+        self.on_device: Callable[[], None] | None = None
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_KOBJECT_UEVENT)
         self._socket.setblocking(False)
         try:
@@ -66,18 +68,21 @@ class Uevents:
         self._checks.append(check)
 
     def _readable(self, _events: int) -> None:
-        memory = False
+        memory = device = False
         while True:
             try:
-                memory = b"SUBSYSTEM=memory\0" in self._socket.recv(65536) or memory
+                event = self._socket.recv(65536)
+                memory = memory or b"SUBSYSTEM=memory\0" in event
+                device = device or (event.startswith(b"add@") and b"\0MODALIAS=" in event)
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:  # events were lost, so look anyway
                     raise
-                memory = True
-        if memory and self.on_memory is not None:
-            self._loop.soon(self.on_memory)
+                memory = device = True
+        for happened, callback in ((memory, self.on_memory), (device, self.on_device)):
+            if happened and callback is not None:
+                self._loop.soon(callback)
         checks, self._checks = self._checks, []
         for index, check in enumerate(checks):
             try:

@@ -39,6 +39,8 @@ class Machine:
         self.disk = folder / "disk.img"
         with self.disk.open("wb") as file:
             file.truncate(16 << 20)
+        with open(f"{self.disk}.scsi", "wb") as file:
+            file.truncate(1 << 20)
         subprocess.run(["mkfs.ext4", "-q", str(self.disk)], check=True, stdin=subprocess.DEVNULL)
         words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "rcupdate.rcu_expedited=1",
                  f"agent.log={level}", "agent.hotplug_timeout=5", f"agent.channel_token={self.token.hex()}"]
@@ -65,6 +67,9 @@ class Machine:
             "-device", "virtserialport,chardev=channel,name=agent.channel.0",
             "-fsdev", f"local,id=share,path={self.share},security_model=passthrough,multidevs=remap",
             "-device", "virtio-9p-pci,fsdev=share,mount_tag=kataShared",
+            "-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "virtio-scsi-pci,id=scsi0",
+            "-drive", f"if=none,id=d2,format=raw,file={self.disk}.scsi",
+            "-device", "scsi-hd,drive=d2,bus=scsi0.0,serial=kata-scsi-1",
             "-drive", f"if=none,id=d1,format=raw,file={self.disk}",
             "-device", "virtio-blk-pci,drive=d1,serial=kata-disk-1",
             "-chardev", f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",

@@ -323,6 +323,15 @@ def test_disk_in_a_container(box):
     assert out.endswith("4096\n")
 
 
+def test_drivers_come_by_themselves(box, client):
+    """The drivers of a SCSI disk, a balloon: not loaded at boot."""
+    b = box("sh", "-c", "dd if=/dev/xvds bs=512 count=2 2>/dev/null | wc -c; cut -d' ' -f1 /proc/modules")
+    b.extras.block_devices.add(serial="kata-scsi-1", container_path="/dev/xvds", mode=0o660)
+    out = b.run()[1].split()
+    assert out[0] == "1024"
+    assert {"virtio_scsi", "sd_mod", "virtio_balloon"} <= set(out)
+
+
 def test_disk_as_storage(box):
     b = box("sh", "-c", "echo x > /d/file; cat /d/file; ls /d")
     b.spec.Mounts.add(type="bind", source="/run/kata/disk1", destination="/d", options=["bind", "rw"])

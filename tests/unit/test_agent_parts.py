@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_agent import cgroup, devicefilter, dns, files, identity, limits, log, mountopts, network, users
+from kata_agent import cgroup, devicefilter, dns, files, identity, limits, log, modules, mountopts, network, users
 from kata_agent.errors import AgentError
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import agent_pb2, codes, oci_pb2, types_pb2
@@ -242,6 +242,14 @@ def test_ids_that_are_none(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0123456789abcdef" * 4, "web_1.x-y+z"])
 def test_ids(name: str) -> None:
     check_id(name)
+
+
+@pytest.mark.parametrize(("pattern", "text", "fits"), [
+    ("virtio:d00000005v*", "virtio:d00000005v00001AF4", True), ("virtio:d00000005v*", "virtio:d00000006v1", False),
+    ("a*b*c", "axxbyyc", True), ("a*b*c", "axxbyyd", False), ("abc", "abc", True), ("abc", "abcd", False),
+    ("a*", "a", True), ("*c", "abc", True)])
+def test_module_aliases(pattern: str, text: str, fits: bool) -> None:
+    assert modules.matches(pattern, text) is fits
 
 
 def test_cpu_lists() -> None:
