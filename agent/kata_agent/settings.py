@@ -32,7 +32,8 @@ class Settings:
     """What the command line says, with defaults."""
 
     __slots__ = (
-        "cgroup_parent", "channel", "hotplug_timeout", "is_guest", "log_level", "pipe_size", "run_dir", "token", "warnings",
+        "cgroup_parent", "channel", "hotplug_timeout", "is_guest", "log_level", "pipe_size", "run_dir", "token",
+        "warnings",
     )
 
     def __init__(self) -> None:
