@@ -42,6 +42,7 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     else:
         backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
     prealloc = ",prealloc=on" if plan.prealloc else ""
+    reporting = "off" if ends.memory_file else "on"
     argv = [
         plan.qemu_path,
         "-name", f"{ends.name},debug-threads=on",
@@ -70,8 +71,9 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
         "-device", "virtio-rng-pci,rng=rng",
         # Tells a clone that it is one (the kernel reseeds its generator).
         "-device", f"vmgenid,guid={ends.generation_id}",
-        # Pages that the guest frees go back to the host.
-        "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+        # Pages that the guest frees go back to the host.  Never with a memory file: QEMU frees a page by punching
+        # a hole into the file, be it mapped privately, and the file is the template of other machines.
+        "-device", f"virtio-balloon-pci,id=balloon,free-page-reporting={reporting},deflate-on-oom=on",
     ]
     if ends.incoming:
         argv += ["-incoming", "defer"]
