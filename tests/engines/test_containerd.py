@@ -150,13 +150,21 @@ def test_terminal(ctr: Ctr) -> None:
     terminal.resize(30, 90)
     argv = ["ctr", "--address", str(ctr.containerd.address), "--namespace", "test"]
     argv += ctr.run_argv(
-        new_name("ctr"), "--rm", "--tty", command="test -t 0 && echo is a tty; read x; stty size; exit 2"
+        new_name("ctr"),
+        "--rm",
+        "--tty",
+        command="test -t 0 && echo is a tty; while read x; do stty size; echo ok.; done; exit 2",
     )
     process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment())
     os.close(slave)
     terminal.expect("is a tty", 60)
-    terminal.type("\n")
-    terminal.expect("30 90", 30)
+
+    def size() -> str:
+        terminal.type("x\n")
+        return terminal.expect("ok.")
+
+    eventually("the size inside", lambda: "30 90" in size(), 20, 0.2)
+    terminal.type("\x04")
     assert process.wait(40) == 2
     terminal.close()
 
