@@ -1,0 +1,35 @@
+"""QEMU's command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kata.contract import MachinePlan
+from kata.vm.argv import Endpoints, qemu_argv
+
+PLAN = MachinePlan(
+    qemu_path="qemu", machine_type="q35", machine_options="", accelerator="tcg", cpu="max", vcpus=1, max_vcpus=2,
+    memory=256, max_memory=1024, memory_slots=2, kernel="/k", initrd="/i", image="", firmware="",
+    kernel_params=("quiet",),
+    hotplug_ports=2, block_driver="virtio-blk", iothreads=False, prealloc=False, hugepages=False, mlock=False,
+    msize_9p=512, entropy_source="/dev/urandom", tcg_cache=32, debug=False)
+ENDS = Endpoints(name="n", channel=3, qmp=4, console="/c", share="/s", generation_id="g", channel_token="00")
+
+
+def balloon(argv: list[str]) -> str:
+    return next(word for word in argv if word.startswith("virtio-balloon"))
+
+
+@pytest.mark.parametrize(("shared", "incoming"), [(True, False), (False, True)])
+def test_pages_of_a_memory_file_are_never_given_back(shared: bool, incoming: bool) -> None:
+    """QEMU would punch holes into the file, and a clone's file is its template."""
+    assert "free-page-reporting=on" in balloon(qemu_argv(PLAN, ENDS))
+    ends = replace(ENDS, memory_file="/m", memory_shared=shared, incoming=incoming)
+    assert "free-page-reporting=off" in balloon(qemu_argv(PLAN, ends))
+
+
+def test_the_token_is_on_the_kernel_command_line() -> None:
+    argv = qemu_argv(PLAN, ENDS)
+    assert argv[argv.index("-append") + 1] == "quiet agent.channel_token=00"
