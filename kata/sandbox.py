@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from kata import OCI_VERSION, cgroups, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig
 from kata.daemons import start_proxy, start_shim, write_pid_file
 from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
+from kata.guestspec.mounts import SHARED
 from kata.hooks import run_hooks
 from kata.joining import joined_namespaces, sandbox_in
 from kata.loader import resolved
@@ -29,6 +31,7 @@ from kata.oci import Bundle
 from kata.planjson import to_json
 from kata.revive import revive
 from kata.storage.clone import clone_mount
+from kata.storage.view import close_view, enter_view, open_view
 from kata.teardown import destroy_sandbox, end_process
 from kata.vm.launch import tail
 from kata.wire import Client, close_all
@@ -184,10 +187,20 @@ class Creation:
         return network
 
     def _shim(self, network: int, container: state.Container) -> int:
+        view = open_view(self.plan, f"{SHARED}/{self.bundle.id}")
+
         def prepare() -> None:  # recorded before it executes, so that it is found whatever is killed
             container.update(pid=os.getpid(), pid_start=state.start_time(os.getpid()))
             self.cgroup.join()
+            enter_view(view, [self.directory, self.root, state.RUN_DIR, self.console_socket, self.console, *sys.path,
+                              sys.prefix, sys.base_prefix])
 
+        try:
+            return self._start_shim(network, prepare)
+        finally:
+            close_view(view)
+
+    def _start_shim(self, network: int, prepare: Callable[[], None]) -> int:
         return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id, self.bundle.args,
                           terminal=self.bundle.terminal, console_socket=self.console_socket, console=self.console,
                           foreground=self.foreground, network=network, join_cgroup=prepare)

@@ -11,6 +11,7 @@ import pytest
 
 from harness.leaks import SANDBOXES, sandbox_key
 from harness.oci import Oci
+from harness.proc import Result, run
 from harness.text import compare, script, sections
 from harness.wait import eventually
 
@@ -100,3 +101,28 @@ def test_guest_panic(oci: Oci) -> None:
         eventually("the container stopped", lambda: c.status == "stopped", 20)
         c.delete().ok()
         c.assert_gone()
+
+
+def test_mount_namespace_of_the_pid(oci: Oci) -> None:
+    """Who enters the mount namespace of the container's pid meets the container's files, not the host's.
+
+    podman copies files that way.  What exists in the guest alone cannot be written there.
+    """
+    bundle = oci.bundle()
+    volume = bundle.path / "volume"
+    volume.mkdir()
+    (volume / "there").write_text("in the volume\n")
+    bundle.config["mounts"] += [
+        {"destination": "/vol", "type": "bind", "source": str(volume), "options": ["rbind"]},
+        {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
+    ]
+    with oci.running(bundle) as c:
+        def inside(*words: str) -> Result:
+            return run(["nsenter", "-t", str(c.pid), "-m", *words])
+
+        assert inside("/bin/cat", "/vol/there").ok().stdout == "in the volume\n"
+        inside("/bin/sh", "-c", "echo copied > /root/copied").ok()
+        assert c.sh("cat /root/copied").ok().stdout == "copied\n"
+        assert (bundle.rootfs / "root/copied").exists() and not Path("/root/copied").exists()
+        refused = inside("/bin/sh", "-c", "echo lost > /scratch/lost")
+        assert refused.rc != 0 and "Read-only" in refused.stderr, refused
