@@ -96,7 +96,8 @@ def test_guest_panic(oci: Oci) -> None:
     }
     bundle.mount_at("/proc")["options"] = []
     with oci.running(bundle) as c:
-        c.exec_detached("sh", "-c", "echo c > /proc/sysrq-trigger")
+        # The guest may be gone before it has answered that the process runs: any outcome is right.
+        c.sh("echo c > /proc/sysrq-trigger")
         assert c.wait(40) != 0
         eventually("the container stopped", lambda: c.status == "stopped", 20)
         c.delete().ok()
@@ -118,7 +119,7 @@ def test_mount_namespace_of_the_pid(oci: Oci) -> None:
     ]
     with oci.running(bundle) as c:
         def inside(*words: str) -> Result:
-            return run(["nsenter", "-t", str(c.pid), "-m", *words])
+            return run("nsenter", "-t", str(c.pid), "-m", *words)
 
         assert inside("/bin/cat", "/vol/there").ok().stdout == "in the volume\n"
         inside("/bin/sh", "-c", "echo copied > /root/copied").ok()
