@@ -12,6 +12,9 @@ from kata.errors import HostError, UsageError
 VERB = Verb("Run the process that was made when the container was created.", arguments=[Argument("ids", "*")])
 
 
+TIMEOUT = 150.0  #: seconds; hooks in the guest are part of it
+
+
 def run(context: Context, args: Namespace) -> int:
     if not args["ids"]:
         raise UsageError("Missing container ID", kind="missing-id")
@@ -25,7 +28,7 @@ def start(context: Context, container: state.Container) -> None:
 
     A failing hook is a warning and the rest goes on (runtime-spec, "Lifecycle", step 10).
     """
-    context.ask(container, "start")
+    context.ask(container, "start", timeout=TIMEOUT)
     hooks = container.record["hooks"]["poststart"]
     if hooks:
         from kata.hooks import run_hooks

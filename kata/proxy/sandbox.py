@@ -33,6 +33,8 @@ GUEST_SHARE = "/run/kata/shared"
 ATTACH_TIMEOUT = 30.0
 MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
 EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
+#: What a container's creation or start in the guest may take, hooks that run there included, seconds.
+HOOKS_TIMEOUT = 90.0
 #: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
 KILL_TIMEOUT = 10.0
 
@@ -338,7 +340,7 @@ class Sandbox:
         await self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
         await self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
             container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(plan.spec),
-            storages=convert.storages(plan.storages), sandbox_pidns=self.plan.shared_pidns))
+            storages=convert.storages(plan.storages), sandbox_pidns=self.plan.shared_pidns), timeout=HOOKS_TIMEOUT)
 
     async def _discard(self, container: Container) -> None:
         """Undo ``create`` as far as it got."""
@@ -379,7 +381,8 @@ class Sandbox:
             container.require("start", "created")
             # Newer engines wire the network between create and start.
             await self.network.sync()
-            await self.agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=container_id))
+            await self.agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=container_id),
+                                   timeout=HOOKS_TIMEOUT)
             if container.status == "created":  # it may have ended already
                 container.set_status("running", started=time.time())
 

@@ -83,6 +83,8 @@ class Attachment:
         finally:
             for task in (stdin, *outputs):
                 task.cancel()
+            # Their failures too: input for a process that has ended, say.
+            await asyncio.gather(stdin, *outputs, return_exceptions=True)
 
     async def _drain(self, stream: int, pump: asyncio.Task[None]) -> None:
         """Wait until everything that is in the stream now has been sent."""

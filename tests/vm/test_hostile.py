@@ -173,9 +173,16 @@ def test_neighbours_live_on(oci: Oci, attack: str) -> None:
 
 def test_memory_without_limit(oci: Oci) -> None:
     """All of the guest's memory: the kernel ends the container, not the agent."""
-    with oci.running(pod(oci, "")) as neighbour, oci.running(pod(oci, neighbour.id, "tail /dev/zero")) as c:
-        assert c.wait(180) == 137
-        assert neighbour.exec("echo", "alive").ok().out == "alive"
+    config = oci.work_dir / "small.toml"
+    config.write_text("[hypervisor.qemu]\ndefault_memory = 256\n[factory]\nenable_template = false\n")
+    with oci.container(pod(oci, "")) as neighbour:
+        neighbour.launch_verb("create", globals=["--kata-config", str(config)]).ok()
+        neighbour.start().ok()
+        with oci.container(pod(oci, neighbour.id, "tail /dev/zero")) as c:
+            c.launch_verb("create", globals=["--kata-config", str(config)]).ok()
+            c.start().ok()
+            assert c.wait(180) == 137
+            assert neighbour.exec("echo", "alive").ok().out == "alive"
 
 
 def test_shim_of_a_dead_reader(oci: Oci) -> None:
