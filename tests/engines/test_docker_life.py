@@ -142,7 +142,7 @@ def test_top_and_stats(docker: Docker, start: Start) -> None:
 
 def test_out_of_memory(docker: Docker, start: Start) -> None:
     """The first process beyond the limit: exit code 137 and OOMKilled, as inspect tells."""
-    name = start("--memory", "48m", "--memory-swap", "48m", script="exec tail -c 400000000 /dev/zero")
+    name = start("--memory", "48m", "--memory-swap", "48m", script="exec dd if=/dev/zero of=/dev/null bs=400M count=1")
     eventually("its end", lambda: docker.state(name)["Status"] == "exited", 60)
     state = docker.state(name)
     assert state["ExitCode"] == 137 and state["OOMKilled"] is True, state

@@ -150,7 +150,7 @@ def test_life(podman: Podman, start: Callable[..., str]) -> None:
 
 
 def test_out_of_memory(podman: Podman, start: Callable[..., str]) -> None:
-    name = start("--memory", "48m", "--memory-swap", "48m", text="exec tail -c 400000000 /dev/zero")
+    name = start("--memory", "48m", "--memory-swap", "48m", text="exec dd if=/dev/zero of=/dev/null bs=400M count=1")
     assert podman("wait", name).ok().out == "137"
     assert podman.inspect(name)["State"]["Status"] == "exited"
 

@@ -55,7 +55,9 @@ class Podman:
         )  # fmt: skip
 
     def __call__(self, *argv: str, input: bytes | str | None = None, timeout: float = 90) -> Result:
-        return run(*self.argv(*argv), input=input, timeout=timeout, env=self.environment())
+        # conmon leaves a file named oom in its working directory.
+        cwd = str(self.run_dir)
+        return run(*self.argv(*argv), input=input, timeout=timeout, env=self.environment(), cwd=cwd)
 
     def environment(self) -> dict[str, str]:
         return {"CONTAINERS_CONF": str(self.config), "XDG_RUNTIME_DIR": str(self.run_dir)}
@@ -80,6 +82,7 @@ class Podman:
     def stop(self) -> None:
         """Remove everything; what is left on the host then is a failure."""
         problems = []
+        ids = self("ps", "-aq", "--no-trunc").ok().out.split()
         for argv in (("pod", "rm", "-af", "-t", "0"), ("rm", "-af", "-t", "0"), ("volume", "rm", "-af"),
                      ("network", "prune", "-f")):  # fmt: skip
             result = self(*argv, timeout=180)
@@ -94,7 +97,7 @@ class Podman:
         except AssertionError:
             problems += processes()
         problems += [f"mount {m}" for m in leaks.mounts([str(self.data_dir) + "/overlay/"])]
-        problems += [f"cgroup {c}" for c in leaks.cgroups([self.tag])]
+        problems += [f"cgroup {c}" for c in leaks.cgroups(ids)]
         for pid, _ in tagged([str(self.run_dir)]):
             run("kill", "-KILL", str(pid))
         for mount in reversed(leaks.mounts([str(self.run_dir), str(self.data_dir)])):

@@ -118,6 +118,7 @@ def test_mount_namespace_of_the_pid(oci: Oci) -> None:
         {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]},
     ]
     with oci.running(bundle) as c:
+
         def inside(*words: str) -> Result:
             return run("nsenter", "-t", str(c.pid), "-m", *words)
 
