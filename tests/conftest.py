@@ -93,7 +93,8 @@ def runtime() -> Runtime:
 @pytest.fixture(scope="session")
 def tag(worker_id: str) -> Iterator[str]:
     """Marks all that this worker makes: processes (by environment), ids, folders."""
-    tag = f"kt{re.sub('[^0-9]', '', worker_id) or 'm'}x{os.getpid()}"
+    # The letter at the end keeps one tag from being the beginning of another.
+    tag = f"kt{re.sub('[^0-9]', '', worker_id) or 'm'}x{os.getpid()}e"
     os.environ[TAG_VARIABLE] = tag
     yield tag
     del os.environ[TAG_VARIABLE]

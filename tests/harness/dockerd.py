@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -149,8 +150,9 @@ class Docker:
         problems += [f"mount {m}" for m in left if "/x/" not in m and "/netns/" not in m and m not in own]
         groups = leaks.cgroups([self.cgroup_parent[1:]])
         problems += [f"cgroup {c}" for c in groups if not c.endswith(self.cgroup_parent)]
-        for group in sorted(leaks.cgroups([self.tag]), reverse=True):
-            Path(group).rmdir()
+        for group in sorted(leaks.cgroups([self.cgroup_parent[1:]]), reverse=True):
+            with contextlib.suppress(OSError):  # what is busy was named above
+                Path(group).rmdir()
         taps = self.netns.run("ip", "-o", "link").stdout
         problems += [f"interface {line}" for line in taps.splitlines() if "tap" in line or "kata" in line]
         self.netns.delete()

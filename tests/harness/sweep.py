@@ -13,7 +13,7 @@ from . import leaks
 from .proc import TAG_VARIABLE, run, tagged
 from .wait import eventually
 
-TAG = re.compile(r"kt[0-9m]+x(\d+)")
+TAG = re.compile(r"kt[0-9m]+x(\d+)e?")
 
 
 def stale_tags() -> list[str]:
