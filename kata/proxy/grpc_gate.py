@@ -121,4 +121,5 @@ async def serve(path: str, sandbox: Sandbox) -> Any:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
+    os.chmod(path, 0o600)
     return server

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from kata.proxy.__main__ import Start
 
 
+DRAIN_TIMEOUT = 5.0  #: seconds; a peer that is stopped reads nothing
+
+
 def serve(start: Start, listener: socket.socket, failure: KataError | None, resume: bool) -> None:
     """Serve until the sandbox is gone."""
     if failure is None:
@@ -124,4 +127,6 @@ async def _drain(server: Server) -> None:
     """Let answers already sent reach their peers before the sockets close."""
     path = server.listener.getsockname()
     server.close(path if isinstance(path, str) and os.path.exists(path) else "")
-    await asyncio.gather(*(connection.drain() for connection in list(server.connections)))
+    draining = [asyncio.ensure_future(connection.drain()) for connection in list(server.connections)]
+    if draining:
+        await asyncio.wait(draining, timeout=DRAIN_TIMEOUT)

@@ -215,6 +215,31 @@ def test_huge_counts() -> None:
     against(guest, host)
 
 
+def test_floods_of_name_queries() -> None:
+    """A guest that asks and takes no answer keeps few tasks of the proxy busy."""
+    from kata.proxy.network import DNS_OUTSTANDING, Network
+
+    class Silent:
+        outstanding = 0
+
+        async def guest(self, *_args: Any) -> None:
+            self.outstanding += 1
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        agent = Silent()
+        network = Network(None, None, agent, None)  # type: ignore[arg-type]
+        query = guest_pb2.DnsQuery(id=1, server="10.0.0.1", query=b"x" * 100)
+        tasks = [asyncio.ensure_future(network.answer_dns(query)) for _ in range(5000)]
+        await asyncio.sleep(0.1)
+        assert agent.outstanding == DNS_OUTSTANDING
+        assert sum(not task.done() for task in tasks) == DNS_OUTSTANDING
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(main())
+
+
 # --- streams ------------------------------------------------------------------------------
 
 

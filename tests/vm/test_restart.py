@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import ConsoleSocket
 from harness.netns import NetworkNamespace
 from harness.oci import Container, Launch, Oci
 from harness.proc import environment
@@ -348,3 +349,28 @@ def test_output_after_the_exit_survives(oci: Oci) -> None:
         Parts(oci.root, c.id).kill_proxy()
         assert verb.stdout is not None
         assert verb.stdout.read() == b"late\n"
+
+
+def test_terminal_survives(oci: Oci) -> None:
+    """What is typed and shown while there is no proxy comes when there is one; so does a resize."""
+    bundle = oci.bundle("while read line; do echo \"[$line] $(stty size)\"; done; exit 4")
+    bundle.process["terminal"] = True
+    with ConsoleSocket(oci.run_dir / "t.sock") as socket, oci.container(bundle) as c:
+        c.launch_verb("create", "--console-socket", str(socket.path)).ok()
+        terminal = socket.receive()
+        c.start().ok()
+        terminal.resize(30, 90)
+        terminal.type("one\n")
+        terminal.expect("[one] 30 90\r\n")
+        parts = Parts(oci.root, c.id)
+        os.kill(parts.shim, signal.SIGSTOP)
+        parts.kill_proxy()
+        terminal.type("two\n")
+        terminal.resize(31, 91)
+        os.kill(parts.shim, signal.SIGCONT)
+        terminal.expect("[two]")
+        terminal.type("three\n")
+        terminal.expect("[three] 31 91\r\n")
+        terminal.type("\x04")
+        assert c.wait() == 4
+        terminal.drain()
