@@ -77,6 +77,7 @@ def test_many_options(once: Once) -> None:
         cgroup="cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max",
         memory="cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max",
         cpu="cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max",
+        cpuset="cat /sys/fs/cgroup/cpuset/cpuset.cpus 2>/dev/null || cat /sys/fs/cgroup/cpuset.cpus",
         init="tr '\\0' ' ' < /proc/1/cmdline",
     )
     options = [
@@ -87,7 +88,8 @@ def test_many_options(once: Once) -> None:
         "--sysctl", "net.core.somaxconn=999", "--sysctl", "net.ipv4.ip_unprivileged_port_start=80",
         "--tmpfs", "/t:size=1m,mode=1777", "--shm-size", "8m", "--read-only",
         "--security-opt", "no-new-privileges", "--cap-drop", "ALL", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_TIME",
-        "--oom-score-adj", "123", "--pids-limit", "77", "--memory", "128m", "--cpus", "0.5", "--init",
+        "--oom-score-adj", "123", "--pids-limit", "77", "--memory", "128m", "--cpus", "0.5",
+        "--cpuset-cpus", "0", "--init",
     ]  # fmt: skip
     got = sections(once(checks, *options).ok().stdout)
     compare(
@@ -99,7 +101,7 @@ def test_many_options(once: Once) -> None:
             "resolv": lambda v: "nameserver 10.1.1.1" in v and "search lan.test" in v and "options ndots:3" in v,
             "ulimit": "500\n600\n0", "sysctl": "999\n80", "tmpfs": "1777\n1024\nx", "shm": "8192",
             "readonly": lambda v: "Read-only" in v and v.endswith("ok"), "nnp": "1", "caps": mask(1 << 12 | 1 << 25),
-            "oom": "123", "cgroup": "77", "memory": str(128 << 20), "cpu": "50000",
+            "oom": "123", "cgroup": "77", "memory": str(128 << 20), "cpu": "50000", "cpuset": "0",
             "init": lambda v: "docker-init" in v.split()[0],
         },
     )  # fmt: skip

@@ -184,3 +184,17 @@ def test_signal_forms(oci: Oci, shared: Container) -> None:
         refused = shared.oci.verb("kill", shared.id, form, timeout=15).fails()
         assert refused.stderr.strip(), refused
     assert shared.status == "running"
+
+
+@pytest.mark.vm_only
+def test_several_ids(oci: Oci) -> None:
+    """start and delete take several ids, as Kata 1.x does; one that is not known fails, the others are done."""
+    with oci.created(oci.bundle("exit 1")) as one, oci.created(oci.bundle("exit 2")) as two:
+        oci.verb("start", one.id, two.id).ok()
+        assert (one.wait(), two.wait()) == (1, 2)
+        eventually("both stopped", lambda: (one.status, two.status) == ("stopped", "stopped"), 10)
+        result = oci.verb("delete", one.id, "nosuch", two.id)
+        assert result.rc == 1 and "nosuch" in result.stderr, result
+        oci.verb("delete", "--force", one.id, two.id).ok()
+        for c in (one, two):
+            oci.verb("state", c.id).fails(1)
