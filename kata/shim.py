@@ -287,7 +287,10 @@ class Shim:
         data = data[max(0, output.received - offset):]
         if data and output.received == 0 and self.own_terminal:
             # conmon turns ONLCR on when it gets the master; the guest's terminal has done that already.
-            tty.setraw(output.fd, termios.TCSANOW)
+            try:
+                tty.setraw(output.fd, termios.TCSANOW)
+            except termios.error:
+                pass  # nobody holds the master any more: the write tells
         output.received += len(data)
         output.eof = output.eof or eof
         if data and not output.broken:
