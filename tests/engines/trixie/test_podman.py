@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from harness.bundle import SLEEPER
 from harness.podman import IMAGE, Podman
 from harness.text import compare, mask, script, sections, status
