@@ -34,7 +34,10 @@ class Endpoints:
 
 def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     """The command line; one option and its value on one line below, with reasons."""
-    accel = f"tcg,tb-size={plan.tcg_cache}" if plan.accelerator == "tcg" else "kvm"
+    # One thread for one processor: a thread that comes with a later one gets a region of the translation cache, and
+    # QEMU aborts when none is free (tcg_region_initial_alloc, once in a dozen); plugged ones share the thread then.
+    thread = "single" if plan.vcpus == 1 else "multi"
+    accel = f"tcg,thread={thread},tb-size={plan.tcg_cache}" if plan.accelerator == "tcg" else "kvm"
     options = ",".join(x for x in (plan.machine_type, plan.machine_options, "memory-backend=ram") if x)
     if ends.memory_file:
         shared = "on" if ends.memory_shared else "off"

@@ -57,8 +57,8 @@ class Machine:
             root = ["-initrd", _asset("initrd")]
         argv = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            # QEMU aborts (tcg_region_initial_alloc) when a processor is plugged in while a small cache is full.
-            "-machine", "q35", "-accel", "tcg,tb-size=256", "-cpu", "max,-erms,-fsrm",
+            # With a thread per processor QEMU may abort when one is plugged in (kata/vm/argv.py).
+            "-machine", "q35", "-accel", "tcg,thread=single,tb-size=32", "-cpu", "max,-erms,-fsrm",
             "-smp", f"cpus={cpus},maxcpus=2,sockets=2,cores=1,threads=1",
             "-m", f"{memory}M,slots=4,maxmem=2G", "-kernel", _asset("kernel"), *root, "-append", " ".join(words),
             "-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console",

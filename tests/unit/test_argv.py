@@ -33,3 +33,13 @@ def test_pages_of_a_memory_file_are_never_given_back(shared: bool, incoming: boo
 def test_the_token_is_on_the_kernel_command_line() -> None:
     argv = qemu_argv(PLAN, ENDS)
     assert argv[argv.index("-append") + 1] == "quiet agent.channel_token=00"
+
+
+def test_a_processor_can_be_plugged_into_an_emulated_machine() -> None:
+    """With a thread of its own, QEMU would abort when the translation cache has no free region."""
+    def accelerator(vcpus: int) -> str:
+        argv = qemu_argv(replace(PLAN, vcpus=vcpus), ENDS)
+        return argv[argv.index("-accel") + 1]
+
+    assert accelerator(1) == "tcg,thread=single,tb-size=32"
+    assert accelerator(2) == "tcg,thread=multi,tb-size=32"
