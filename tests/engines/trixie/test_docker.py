@@ -131,7 +131,8 @@ def test_life(docker: Docker, start: Start) -> None:
     assert docker("exec", "-i", name, "cat", input="through\n").ok().stdout == "through\n"
     assert "\r\n" in docker("exec", "-t", name, "tty").ok().stdout
     assert docker("exec", name, "/nosuch").rc in (126, 127)
-    assert any("sleep 3600" in row for row in docker("top", name).ok().stdout.splitlines()[1:])
+    rows = docker("top", name).ok().stdout
+    assert any("sleep 3600" in row for row in rows.splitlines()[1:]), rows
     docker("pause", name).ok()
     assert docker.state(name)["Status"] == "paused"
     docker("unpause", name).ok()
