@@ -53,8 +53,11 @@ class Result:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a command: the caller's, in the C locale, plus ``extra``."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "LC_"))}
+    """The environment of a command: the caller's, in the C locale, plus ``extra``.
+
+    COLUMNS, which a test runner sets for its workers, would cut what a daemon's ps prints.
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "LC_", "COLUMNS", "LINES"))}
     env["LANG"] = "C.UTF-8"
     env.update(extra or {})
     return env
