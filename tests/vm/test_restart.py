@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -255,7 +256,8 @@ def interrupted(oci: Oci, c: Container, delay: float, *verb: str) -> int:
     process = subprocess.Popen(oci.argv(*verb), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, env=environment())
     time.sleep(delay)
-    Parts(oci.root, c.id).kill_proxy()
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a delete may be over by now
+        Parts(oci.root, c.id).kill_proxy()
     return process.wait(90)
 
 
