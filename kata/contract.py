@@ -239,34 +239,6 @@ class ResizePlan:
 # --- the contract ----------------------------------------------------------------
 
 
-class Personality:
-    """How a flavor speaks.  The defaults are Kata 1.x's."""
-
-    program: str = "kata"
-    error_exit_code: int = 1
-    log_format: str = "text"  #: of --log when --log-format is not given: text | json | glog
-    default_root: str = "/run/kata/containers"
-    force_delete_unknown_fails: bool = False
-
-    def version_lines(self, version: str, commit: str, spec: str) -> str:
-        """Text of ``--version`` and ``version``."""
-        return f"{self.program}  : {version}\n   commit   : {commit}\n   OCI specs: {spec}"
-
-    def state(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``state`` object from a container's record, keys in order."""
-        keys = ("ociVersion", "id", "status", "pid", "bundle", "annotations")
-        return {k: record[k] for k in keys if k in record}
-
-    def list_entry(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One object of ``list --format json``."""
-        keys = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
-        return {k: record[k] for k in keys if k in record}
-
-    def error_text(self, kind: str, text: str, values: Mapping[str, str]) -> str:
-        """Text of an error; ``kind`` is :attr:`kata.errors.KataError.kind`."""
-        return text
-
-
 class Backend(ABC):
     """Policy of one flavor.
 
@@ -278,7 +250,6 @@ class Backend(ABC):
     contract_version: ClassVar[int] = CONTRACT_VERSION
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities] = Capabilities()
-    personality: ClassVar[Personality] = Personality()
 
     @abstractmethod
     def config_paths(self, options: InvocationOptions) -> Sequence[str]:

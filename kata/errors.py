@@ -27,7 +27,7 @@ class KataError(Exception):
 
     :param text: what failed and why, one sentence without a full stop.
     :param hint: what to do about it; "" when there is nothing to add.
-    :param values: names in ``text`` that a flavor's personality may set anew.
+    :param values: names in ``text``, for whoever words it anew.
     """
 
     kind = "error"

@@ -47,7 +47,7 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
         raise BundleError("--console-socket is given but process.terminal is false",
                           "set process.terminal to true or leave --console-socket out")
     creation = Creation(
-        context.root or context.backend().personality.default_root, context.backend(), bundle, context.invocation(),
+        context.root or state.DEFAULT_ROOT, context.backend(), bundle, context.invocation(),
         context.log, console_socket=os.path.abspath(console_socket) if console_socket else "",
         pid_file=os.path.abspath(args["pid_file"]) if args["pid_file"] else "",
         systemd_cgroup=context.options["systemd_cgroup"], foreground=foreground, console=args["console"])
