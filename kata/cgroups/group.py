@@ -17,6 +17,8 @@ from kata_agent.linux import syscalls
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")
 #: Child of a v2 cgroup that holds its processes once the cgroup has other children (:mod:`kata.cgroups.oom`).
 NESTED = "members"
+#: Suffix of the v1 cgroup beside it where its members are for a moment (same place).
+ASIDE = ".aside"
 _REMOVE_TIMEOUT = 10.0  #: seconds for killed processes to leave
 
 
@@ -203,8 +205,8 @@ def _between(top: str, directory: str) -> list[str]:
 
 
 def _tree(directory: str) -> list[str]:
-    """A cgroup directory and those below it, innermost first."""
-    return [path for path, _names, _files in os.walk(directory, topdown=False)]
+    """A cgroup directory and those below and aside of it, innermost first."""
+    return [path for top in (directory + ASIDE, directory) for path, _names, _files in os.walk(top, topdown=False)]
 
 
 def _enable_controllers(directory: str) -> None:

@@ -11,9 +11,9 @@ cgroup v2
     No other process is ever near a limit.
 cgroup v1
     Notifications go to the cgroup that reaches its limit, and below it, so the
-    container's own cgroup needs one for a moment.  Meanwhile its OOM killer is
-    off (``memory.oom_control``): the kernel notifies and lets who needs memory
-    wait, and nobody can be killed, QEMU least of all.
+    container's own cgroup needs one for a moment.  A system call in a cgroup at
+    its limit may fail with ENOMEM, and the OOM killer looks for somebody:
+    meanwhile its members are in one beside it, and our process is alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from kata.cgroups.group import NESTED, Cgroup, pids_of, read, write
+from kata.cgroups.group import ASIDE, NESTED, Cgroup, pids_of, read, write
 from kata.errors import HostError
 from kata.spawn import spawn, stop
 from kata_agent.linux import syscalls
@@ -88,7 +88,7 @@ def release_limit(path: str) -> None:
                 stop(pid, signal.SIGKILL)
         else:
             write(f"{directory}/memory.limit_in_bytes", "-1")
-            write(f"{directory}/memory.oom_control", "0")
+            _bring_back(directory)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -166,14 +166,40 @@ def _signal_v1(directory: str) -> None:
         undo.callback(os.close, control)
         # The engine's registration is the same call with its own eventfd.
         write(f"{directory}/cgroup.event_control", f"{seen} {control}")
+        undo.enter_context(_set_aside(directory))
         victim = undo.enter_context(_Victim(directory, 4 * _SLACK, f"{directory}/memory.force_empty"))
         undo.enter_context(_kept(directory, "memory.swappiness", "0"))
         victim.ready()
-        undo.enter_context(_no_killer(directory))
         undo.enter_context(_limit(directory))
         victim.go()
-        if not _readable(seen):
+        if not _readable(seen) or not victim.ended():
             raise HostError(f"cannot report an OOM: cgroup {directory} did not reach its limit")
+
+
+@contextmanager
+def _set_aside(directory: str) -> Iterator[None]:
+    """The members of a cgroup stay beside it for a while."""
+    aside = directory + ASIDE
+    with suppress(FileExistsError):
+        os.mkdir(aside, 0o755)
+    try:
+        _move_members(directory, aside)
+        yield
+    finally:
+        _bring_back(directory)
+
+
+def _bring_back(directory: str) -> None:
+    _move_members(directory + ASIDE, directory)
+    with suppress(FileNotFoundError):
+        os.rmdir(directory + ASIDE)
+
+
+def _move_members(source: str, target: str) -> None:
+    while pids := pids_of(source):  # again for children that were made meanwhile
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                write(f"{target}/cgroup.procs", str(pid))
 
 
 @contextmanager
@@ -186,17 +212,6 @@ def _kept(directory: str, name: str, value: str) -> Iterator[None]:
     except OSError:
         yield
         return
-    try:
-        yield
-    finally:
-        write(path, before)
-
-
-@contextmanager
-def _no_killer(directory: str) -> Iterator[None]:
-    path = f"{directory}/memory.oom_control"
-    before = dict(line.split() for line in read(path).splitlines()).get("oom_kill_disable", "0")
-    write(path, "1")
     try:
         yield
     finally:
@@ -253,10 +268,7 @@ def _make_room(directory: str) -> None:
     nested = f"{directory}/{NESTED}"
     with suppress(FileExistsError):
         os.mkdir(nested, 0o755)
-    while pids := pids_of(directory):  # again for children that were made meanwhile
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                write(f"{nested}/cgroup.procs", str(pid))
+    _move_members(directory, nested)
     write(path, "+memory")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kata import cgroups
-from kata.cgroups.group import Cgroup, read
+from kata.cgroups.group import ASIDE, Cgroup, pids_of, read
 from kata.errors import HostError, InUse
 from kata.spawn import reap, spawn, stop
 
@@ -162,7 +162,7 @@ def engine_eventfd(cgroup: Cgroup) -> int:
 def test_oom_is_signalled_and_nobody_is_harmed(cgroup: Cgroup) -> None:
     fd = engine_eventfd(cgroup)
     directory = cgroup.directory("memory")
-    names = ("memory.limit_in_bytes", "memory.oom_control", "memory.swappiness")
+    names = ("memory.limit_in_bytes", "memory.swappiness")
     before = [read(f"{directory}/{name}") for name in names]
     greedy = start_in(cgroup, [sys.executable, "-c", GREEDY])
     assert greedy.stdout is not None
@@ -171,13 +171,22 @@ def test_oom_is_signalled_and_nobody_is_harmed(cgroup: Cgroup) -> None:
         cgroups.signal_oom(cgroup.path)
         assert os.eventfd_read(fd) > 0
         assert [read(f"{directory}/{name}") for name in names] == before
-        assert cgroup.procs() == [greedy.pid]
+        assert pids_of(directory) == [greedy.pid]
+        assert not os.path.exists(directory + ASIDE)
     assert greedy.stdout.read(1) == b"d"
     assert greedy.poll() is None
     greedy.stdout.close()
     greedy.kill()
     greedy.wait()
     os.close(fd)
+
+
+def test_oom_signalled_from_inside(cgroup: Cgroup) -> None:
+    """As the proxy does it, a member of the cgroup itself: none of its system calls may fail by the limit."""
+    program = "import sys; from kata import cgroups\nfor _ in range(20): cgroups.signal_oom(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, cgroup.path], preexec_fn=cgroup.join,  # noqa: PLW1509
+                          capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_oom_with_page_cache(cgroup: Cgroup, tmp_path: Path) -> None:
@@ -195,15 +204,18 @@ def test_oom_with_page_cache(cgroup: Cgroup, tmp_path: Path) -> None:
     os.close(fd)
 
 
-def test_limit_left_by_a_killed_proxy_is_released(cgroup: Cgroup) -> None:
+def test_limit_left_by_a_killed_proxy_is_released(cgroup: Cgroup, sleeper: int) -> None:
     if cgroup.unified:
         pytest.skip("cgroup v2 needs no limit on the container's own cgroup")
     directory = cgroup.directory("memory")
-    Path(directory, "memory.oom_control").write_text("1")
     Path(directory, "memory.limit_in_bytes").write_text("100M")
+    aside = Path(directory + ASIDE)
+    aside.mkdir()
+    Path(aside, "cgroup.procs").write_text(str(sleeper))
+    assert sleeper in cgroup.procs()
     cgroups.release_limit(cgroup.path)
     assert int(read(f"{directory}/memory.limit_in_bytes")) > 1 << 40
-    assert "oom_kill_disable 0" in read(f"{directory}/memory.oom_control")
+    assert pids_of(directory) == [sleeper] and not aside.exists()
 
 
 def test_oom_needs_a_cgroup() -> None:
