@@ -33,7 +33,7 @@ time.sleep(100)
 
 
 def start_in(cgroup: Cgroup, argv: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, preexec_fn=cgroup.join, stdout=subprocess.PIPE)  # noqa: PLW1509
+    return subprocess.Popen(argv, preexec_fn=cgroup.join, stdout=subprocess.PIPE)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_oom_is_signalled_and_nobody_is_harmed(cgroup: Cgroup) -> None:
 def test_oom_signalled_from_inside(cgroup: Cgroup) -> None:
     """As the proxy does it, a member of the cgroup itself: none of its system calls may fail by the limit."""
     program = "import sys; from kata import cgroups\nfor _ in range(20): cgroups.signal_oom(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", program, cgroup.path], preexec_fn=cgroup.join,  # noqa: PLW1509
+    done = subprocess.run([sys.executable, "-c", program, cgroup.path], preexec_fn=cgroup.join,
                           capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
 
