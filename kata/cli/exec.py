@@ -15,6 +15,9 @@ from kata.errors import UnsupportedError, UsageError, WrongState
 if TYPE_CHECKING:
     from kata.wire import Client
 
+#: How long an exec may wait for its paused container to be resumed, seconds; runc has no limit.
+_PAUSED = 86400.0
+
 VERB = Verb(
     "Run another process in a container; ends with its exit code.",
     CONSOLE_SOCKET,
@@ -62,8 +65,8 @@ def run(context: Context, args: Namespace) -> int:
         raise UsageError("a detached process with a terminal needs a --console-socket")
     exec_id = f"exec-{os.urandom(8).hex()}"
     with context.proxy(container) as client:
-        client.request("exec", timeout=90, id=container.id, exec_id=exec_id, process=process, extras=extras,
-                       ignore_paused=args["ignore_paused"])
+        client.request("exec", timeout=_PAUSED if args["ignore_paused"] else 90, id=container.id, exec_id=exec_id,
+                       process=process, extras=extras, ignore_paused=args["ignore_paused"])
         if args["detach"] or args["console_socket"] or args["pid_file"]:
             return _by_shim(args, container, client, exec_id, process)
         return _here(container, client, exec_id, terminal, args["console"])

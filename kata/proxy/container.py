@@ -34,6 +34,7 @@ class Container:
     report: asyncio.Future[None] | None = None  #: of the latest one, to engines that watch the host's cgroup
     _oom: asyncio.Event = field(default_factory=asyncio.Event)
     _attached: asyncio.Event = field(default_factory=asyncio.Event)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
@@ -52,6 +53,13 @@ class Container:
 
     def set_status(self, status: str, **more: Any) -> None:
         self.record.update(status=status, **more)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until_resumed(self) -> None:
+        """Wait while it is paused."""
+        while self.status == "paused":
+            await self._changed.wait()
 
     def set_exited(self, exit_status: int) -> None:
         if self.status != "stopped":

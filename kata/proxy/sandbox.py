@@ -389,8 +389,9 @@ class Sandbox:
     async def exec(self, container_id: str, exec_id: str, process: Mapping[str, Any], extras: Mapping[str, Any],
                    ignore_paused: bool) -> None:
         container = self.find(container_id)
-        allowed = ("created", "running", "paused") if ignore_paused else ("created", "running")
-        container.require("exec in", *allowed)
+        if ignore_paused:
+            await container.until_resumed()
+        container.require("exec in", "created", "running")
         await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
         await self.agent.agent("ExecProcess", agent_pb2.ExecProcessRequest(
             container_id=container_id, exec_id=exec_id, process=convert.oci_process(process)))
