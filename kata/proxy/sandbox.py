@@ -9,30 +9,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from google.protobuf import empty_pb2
-
 from kata import cgroups, state
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
-from kata.daemons import start_factory
 from kata.errors import GuestError, HostError, InUse, KataError, NotFound, VmError
-from kata.planjson import from_json, to_json
 from kata.proxy import convert
 from kata.proxy.container import Container
 from kata.proxy.log import log
 from kata.proxy.network import Network
 from kata.proxy.record import SandboxRecord
 from kata.storage.share import ShareRoot
-from kata.vm.argv import SHARE_TAG
 from kata.vm.machine import Machine
 from kata_agent.linux import syscalls
 from kata_agent.protocol import agent_pb2, guest_pb2
 
-GUEST_SHARE = "/run/kata/shared"
-#: How long a shim may take to attach again after the proxy was restarted, seconds.
-ATTACH_TIMEOUT = 30.0
-MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
-EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
 #: What a container's creation or start in the guest may take, hooks that run there included, seconds.
 HOOKS_TIMEOUT = 90.0
 #: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
@@ -58,145 +48,6 @@ class Sandbox:
         self.closing = False
         self.tasks: set[asyncio.Task[None]] = set()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    # --- boot -------------------------------------------------------------------------
-
-    async def boot(self) -> None:
-        """Bring the guest up; the outcome is in ``ready``."""
-        try:
-            await self._boot()
-        except Exception as e:  # whatever it is: nobody may wait for ``ready`` forever
-            log(f"boot failed: {type(e).__name__}: {e}")
-            self.ready.set_exception(e if isinstance(e, KataError) else self.machine.failure(f"the boot failed: {e}"))
-            self.ready.exception()  # seen: nobody may ever ask for it
-            await self.machine.kill()
-        else:
-            self.ready.set_result(None)
-
-    async def _boot(self) -> None:
-        began = time.monotonic()
-        if not self.cloned:
-            await self.machine.connect()
-        log(f"QEMU pid {self.machine.pid} answers after {time.monotonic() - began:.3f} s")
-        await self._reach_agent()
-        if self.cloned:
-            await self._personalize()
-        log(f"agent answers after {time.monotonic() - began:.3f} s")
-        request = agent_pb2.CreateSandboxRequest(
-            hostname=self.plan.hostname,
-            sandbox_pidns=self.plan.shared_pidns,
-            sandbox_id=self.plan.id,
-            guest_hook_path=self.plan.guest_hook_path,
-            kernel_modules=[agent_pb2.KernelModule(name=m.split()[0], parameters=m.split()[1:])
-                            for m in self.plan.kernel_modules],
-            storages=[agent_pb2.Storage(
-                driver="9p", source=SHARE_TAG, fstype="9p", mount_point=GUEST_SHARE,
-                options=["trans=virtio", "version=9p2000.L", "cache=mmap", f"msize={self.plan.machine.msize_9p}"])],
-        )
-        await self.agent.agent("CreateSandbox", request)
-        await self.network.start()
-        self.spawn(self._events())
-        if self.cloned:
-            await self._grow(self.plan.machine.vcpus, self.plan.machine.memory)
-        elif self.plan.boot != "cold":
-            start_factory(to_json(self.plan), self.plan.template_path)
-        log(f"sandbox ready after {time.monotonic() - began:.3f} s")
-
-    async def _personalize(self) -> None:
-        """Make a clone distinct before anything runs in it: clock, entropy, machine id, host name."""
-        now = time.time_ns()
-        await self.agent.guest("Personalize", guest_pb2.PersonalizeRequest(
-            time_sec=now // 10**9, time_nsec=now % 10**9, entropy=os.urandom(64), machine_id=os.urandom(16).hex(),
-            hostname=self.plan.hostname))
-
-    async def resume_boot(self) -> None:
-        """Take over from a proxy that is gone: the guest knows what runs; the outcome is in ``ready``."""
-        try:
-            await self.machine.connect()
-            await self._reach_agent()
-            await self._resume()
-        except KataError as e:
-            log(f"cannot take over: {e}")
-            self.ready.set_exception(e)
-            self.ready.exception()
-            await self.machine.kill()
-        else:
-            log("took over from an earlier proxy")
-            self.ready.set_result(None)
-
-    async def _resume(self) -> None:
-        inventory = await self.agent.guest("ListAll", empty_pb2.Empty())
-        guest = {c.container_id: c for c in inventory.containers}
-        for container_id, entry in list(self.record.data["containers"].items()):
-            plan = from_json(ContainerPlan, entry["plan"])
-            disks = [f"disk-{disk.serial}" for disk in plan.disks]
-            try:
-                record = state.load_container(entry["root"], container_id)
-            except NotFound:
-                record = None
-            if entry.get("making") or record is None:
-                log(f"removing {container_id}, which was not whole")
-                await self._leave_guest(container_id, disks)
-                self.share.remove(container_id)
-                self.record.remove_container(container_id)
-                continue
-            container = Container(plan, entry["root"], entry["resources"], record)
-            container.disks = disks
-            self.containers[container_id] = container
-            cgroups.release_limit(container.cgroup)
-            if container_id not in guest:
-                container.set_exited(137)
-                continue
-            for process in guest[container_id].processes[:MAX_PROCESSES]:
-                exec_id = process.exec_id or container_id
-                if exec_id != container_id and process.exited:
-                    container.processes[exec_id] = _done(process.status)
-                else:
-                    self.track(container, exec_id)
-                    if exec_id == container_id or exec_id.startswith(EXEC_PREFIX):
-                        self.spawn(self._expect_shim(container, exec_id))
-            if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
-                container.set_status(guest[container_id].state)
-        await self.network.resume()
-        self.spawn(self._events(inventory.last_event))
-
-    async def _expect_shim(self, container: Container, exec_id: str) -> None:
-        """End a process whose shim does not attach again: it went while there was no proxy."""
-        pid, started = container.record.record["pid"], container.record.record["pid_start"]
-        if exec_id != container.id or state.alive(pid, started):
-            try:
-                async with asyncio.timeout(ATTACH_TIMEOUT):
-                    await container.attached(exec_id)
-                    return
-            except TimeoutError:
-                pass
-        if not container.processes[exec_id].done():
-            log(f"the shim of {exec_id} in {container.id} is gone; ending its process")
-            await self.signal(container.id, exec_id, 9)
-
-    async def _reach_agent(self) -> None:
-        """Connect to the agent within the boot timeout, or say how the guest failed."""
-        async def reach() -> None:
-            await self.agent.connect()
-            await self.agent.check(self.plan.boot_timeout)
-
-        reaching = asyncio.ensure_future(reach())
-        gone = asyncio.ensure_future(self.machine.gone.wait())
-        try:
-            done, _ = await asyncio.wait({reaching, gone}, timeout=self.plan.boot_timeout,
-                                         return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                raise self.machine.failure(f"the agent in the guest did not answer within {self.plan.boot_timeout:g} s")
-            if gone in done:
-                raise self.machine.failure("the guest ended before its agent answered")
-            try:
-                reaching.result()
-            except ChannelClosed as e:
-                raise self.machine.failure("the guest ended before its agent answered") from e
-        finally:
-            for task in (reaching, gone):
-                task.cancel()
-            await asyncio.gather(reaching, gone, return_exceptions=True)
 
     def spawn(self, coroutine: Any) -> asyncio.Task[None]:
         """Run a task of the sandbox for as long as it lasts; a failure is logged."""
@@ -227,7 +78,8 @@ class Sandbox:
             except HostError as e:  # no room for the record; its dead shim says the same
                 log(f"{e}")
 
-    async def _events(self, after: int = 0) -> None:
+    async def events(self, after: int = 0) -> None:
+        """Do what the guest's events ask for, those after number ``after``, for as long as the channel lasts."""
         while True:
             event = await self.agent.guest("GetEvent", guest_pb2.GetEventRequest(after=after), timeout=None)
             after = max(after, event.seq)
@@ -346,7 +198,7 @@ class Sandbox:
         """Undo ``create`` as far as it got."""
         self.containers.pop(container.id, None)
         if not self.machine.gone.is_set() and self.ready.done() and self.ready.exception() is None:
-            await self._leave_guest(container.id, container.disks)
+            await self.leave_guest(container.id, container.disks)
         self.share.remove(container.id)
         try:
             self.record.remove_container(container.id)
@@ -356,7 +208,7 @@ class Sandbox:
     def _disk_users(self, name: str) -> list[Container]:
         return [container for container in self.containers.values() if name in container.disks]
 
-    async def _leave_guest(self, container_id: str, disks: Sequence[str]) -> None:
+    async def leave_guest(self, container_id: str, disks: Sequence[str]) -> None:
         """Take a container and its disks out of the machine, as far as the guest goes along."""
         try:
             await self.agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=container_id),
@@ -453,7 +305,7 @@ class Sandbox:
                 # The pod's end: what else runs in it is killed, and is its engine's to delete.
                 await self.machine.kill()
             if not self.machine.gone.is_set():
-                await self._leave_guest(container_id, container.disks)
+                await self.leave_guest(container_id, container.disks)
             if last:
                 self.closing = True
                 await self.machine.kill()
@@ -472,9 +324,10 @@ class Sandbox:
     async def resize(self, vcpus: int, memory: int) -> None:
         """Grow the machine to ``vcpus`` and ``memory`` MiB; it never shrinks by unplugging."""
         await asyncio.shield(self.ready)
-        await self._grow(vcpus, memory)
+        await self.grow(vcpus, memory)
 
-    async def _grow(self, vcpus: int, memory: int) -> None:
+    async def grow(self, vcpus: int, memory: int) -> None:
+        """:meth:`resize` while the machine comes up."""
         more = vcpus - await self.machine.vcpus()
         added = await self.machine.add_vcpus(more) if more > 0 else 0
         missing = memory - await self.machine.memory()
@@ -540,9 +393,3 @@ async def _report_oom(cgroup: str) -> None:
         await asyncio.to_thread(cgroups.signal_oom, cgroup)
     except KataError as e:
         log(f"{e}")
-
-
-def _done(status: int) -> asyncio.Future[int]:
-    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    future.set_result(status)
-    return future

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kata import state
 from kata.agent_client import AgentClient
 from kata.errors import HostError, KataError
+from kata.proxy.boot import boot, bring_up, take_over
 from kata.proxy.control import Connection, Server
 from kata.proxy.grpc_gate import AgentSocket
 from kata.proxy.log import log
@@ -78,7 +79,7 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     operations = Operations(sandbox)
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
-    sandbox.spawn(sandbox.resume_boot() if resume else sandbox.boot())
+    sandbox.spawn(bring_up(sandbox, take_over if resume else boot))
     agent_socket = AgentSocket(f"{start.directory}/agent.sock", sandbox)
     # What lives from here to the end is not worth the collector's time.
     gc.freeze()

@@ -1,0 +1,181 @@
+"""How a sandbox comes up: by booting, as a clone of a template, or taken over from an earlier proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from google.protobuf import empty_pb2
+
+from kata import cgroups, state
+from kata.agent_client import ChannelClosed
+from kata.contract import ContainerPlan
+from kata.daemons import start_factory
+from kata.errors import KataError, NotFound
+from kata.planjson import from_json, to_json
+from kata.proxy.container import Container
+from kata.proxy.log import log
+from kata.vm.argv import SHARE_TAG
+from kata_agent.protocol import agent_pb2, guest_pb2
+
+if TYPE_CHECKING:
+    from kata.proxy.sandbox import Sandbox
+
+GUEST_SHARE = "/run/kata/shared"
+#: How long a shim may take to attach again after the proxy was restarted, seconds.
+ATTACH_TIMEOUT = 30.0
+MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
+EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
+
+
+async def bring_up(sandbox: Sandbox, how: Callable[[Sandbox], Awaitable[None]]) -> None:
+    """Bring the sandbox up by :func:`boot` or :func:`take_over`; the outcome is in ``sandbox.ready``."""
+    try:
+        await how(sandbox)
+    except Exception as e:  # whatever it is: nobody may wait for ``ready`` forever
+        log(f"the sandbox does not come up: {type(e).__name__}: {e}")
+        sandbox.ready.set_exception(
+            e if isinstance(e, KataError) else sandbox.machine.failure(f"the boot failed: {e}"))
+        sandbox.ready.exception()  # seen: nobody may ever ask for it
+        await sandbox.machine.kill()
+    else:
+        sandbox.ready.set_result(None)
+
+
+async def boot(sandbox: Sandbox) -> None:
+    """Make a machine that was just started, or cloned, ready for containers."""
+    plan = sandbox.plan
+    began = time.monotonic()
+    if not sandbox.cloned:
+        await sandbox.machine.connect()
+    log(f"QEMU pid {sandbox.machine.pid} answers after {time.monotonic() - began:.3f} s")
+    await reach_agent(sandbox)
+    if sandbox.cloned:
+        await personalize(sandbox)
+    log(f"agent answers after {time.monotonic() - began:.3f} s")
+    await create_sandbox(sandbox)
+    await sandbox.network.start()
+    sandbox.spawn(sandbox.events())
+    if sandbox.cloned:
+        await sandbox.grow(plan.machine.vcpus, plan.machine.memory)
+    elif plan.boot != "cold":
+        start_factory(to_json(plan), plan.template_path)
+    log(f"sandbox ready after {time.monotonic() - began:.3f} s")
+
+
+async def create_sandbox(sandbox: Sandbox) -> None:
+    """Set the guest up: its modules, hooks and the share."""
+    plan = sandbox.plan
+    await sandbox.agent.agent("CreateSandbox", agent_pb2.CreateSandboxRequest(
+        hostname=plan.hostname,
+        sandbox_pidns=plan.shared_pidns,
+        sandbox_id=plan.id,
+        guest_hook_path=plan.guest_hook_path,
+        kernel_modules=[agent_pb2.KernelModule(name=m.split()[0], parameters=m.split()[1:])
+                        for m in plan.kernel_modules],
+        storages=[agent_pb2.Storage(
+            driver="9p", source=SHARE_TAG, fstype="9p", mount_point=GUEST_SHARE,
+            options=["trans=virtio", "version=9p2000.L", "cache=mmap", f"msize={plan.machine.msize_9p}"])],
+    ))
+
+
+async def personalize(sandbox: Sandbox) -> None:
+    """Make a clone distinct before anything runs in it: clock, entropy, machine id, host name."""
+    now = time.time_ns()
+    await sandbox.agent.guest("Personalize", guest_pb2.PersonalizeRequest(
+        time_sec=now // 10**9, time_nsec=now % 10**9, entropy=os.urandom(64), machine_id=os.urandom(16).hex(),
+        hostname=sandbox.plan.hostname))
+
+
+async def reach_agent(sandbox: Sandbox) -> None:
+    """Connect to the agent within the boot timeout, or say how the guest failed."""
+    machine, timeout = sandbox.machine, sandbox.plan.boot_timeout
+
+    async def reach() -> None:
+        await sandbox.agent.connect()
+        await sandbox.agent.check(timeout)
+
+    reaching = asyncio.ensure_future(reach())
+    gone = asyncio.ensure_future(machine.gone.wait())
+    try:
+        done, _ = await asyncio.wait({reaching, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise machine.failure(f"the agent in the guest did not answer within {timeout:g} s")
+        if gone in done:
+            raise machine.failure("the guest ended before its agent answered")
+        try:
+            reaching.result()
+        except ChannelClosed as e:
+            raise machine.failure("the guest ended before its agent answered") from e
+    finally:
+        for task in (reaching, gone):
+            task.cancel()
+        await asyncio.gather(reaching, gone, return_exceptions=True)
+
+
+# --- after a proxy that is gone ---------------------------------------------------------
+
+
+async def take_over(sandbox: Sandbox) -> None:
+    """Go on where an earlier proxy stopped: the guest knows what runs."""
+    await sandbox.machine.connect()
+    await reach_agent(sandbox)
+    inventory = await sandbox.agent.guest("ListAll", empty_pb2.Empty())
+    guest = {c.container_id: c for c in inventory.containers}
+    for container_id, entry in list(sandbox.record.data["containers"].items()):
+        plan = from_json(ContainerPlan, entry["plan"])
+        disks = [f"disk-{disk.serial}" for disk in plan.disks]
+        try:
+            record = state.load_container(entry["root"], container_id)
+        except NotFound:
+            record = None
+        if entry.get("making") or record is None:
+            log(f"removing {container_id}, which was not whole")
+            await sandbox.leave_guest(container_id, disks)
+            sandbox.share.remove(container_id)
+            sandbox.record.remove_container(container_id)
+            continue
+        container = Container(plan, entry["root"], entry["resources"], record)
+        container.disks = disks
+        sandbox.containers[container_id] = container
+        cgroups.release_limit(container.cgroup)
+        if container_id not in guest:
+            container.set_exited(137)
+            continue
+        for process in guest[container_id].processes[:MAX_PROCESSES]:
+            exec_id = process.exec_id or container_id
+            if exec_id != container_id and process.exited:
+                container.processes[exec_id] = _done(process.status)
+            else:
+                sandbox.track(container, exec_id)
+                if exec_id == container_id or exec_id.startswith(EXEC_PREFIX):
+                    sandbox.spawn(_expect_shim(sandbox, container, exec_id))
+        if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
+            container.set_status(guest[container_id].state)
+    await sandbox.network.resume()
+    sandbox.spawn(sandbox.events(inventory.last_event))
+    log("took over from an earlier proxy")
+
+
+async def _expect_shim(sandbox: Sandbox, container: Container, exec_id: str) -> None:
+    """End a process whose shim does not attach again: it went while there was no proxy."""
+    pid, started = container.record.record["pid"], container.record.record["pid_start"]
+    if exec_id != container.id or state.alive(pid, started):
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT):
+                await container.attached(exec_id)
+                return
+        except TimeoutError:
+            pass
+    if not container.processes[exec_id].done():
+        log(f"the shim of {exec_id} in {container.id} is gone; ending its process")
+        await sandbox.signal(container.id, exec_id, 9)
+
+
+def _done(status: int) -> asyncio.Future[int]:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_result(status)
+    return future
