@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -90,3 +93,54 @@ def run(
         said = last_lines(result.stderr) or last_lines(result.stdout)
         raise HostError(f"{shlex.join(args)} failed with {how}" + (f": {said}" if said else ""), hint)
     return result
+
+
+def follow(
+    argv: Sequence[str | os.PathLike[str]],
+    line: Callable[[str], None],
+    *,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> None:
+    """Run a long command, and call ``line`` with each line of its output and errors as it comes.
+
+    The command and all that it starts end with this call, however it ends.
+
+    :param timeout: seconds; the command is killed when they are over.
+    :raise HostError: not found, killed by the timeout, or failed.
+    """
+    args = [os.fspath(a) for a in argv]
+    try:
+        process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   env=None if env is None else dict(env), start_new_session=True)
+    except OSError as e:
+        raise HostError(f"cannot run {args[0]}: {e.strerror}", hint or f"install {args[0]}") from e
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(timeout, kill)
+    timer.start()
+    said: deque[str] = deque(maxlen=2 * LAST_LINES)
+    try:
+        assert process.stdout is not None
+        with process.stdout as output:
+            for raw in output:
+                text = raw.decode(errors="replace").rstrip("\n")
+                said.append(text.strip())
+                line(text)
+        timer.cancel()
+        code = process.wait()
+    finally:
+        timer.cancel()
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if late.is_set():
+        raise HostError(f"{shlex.join(args)} did not end within {timeout:g} s and was killed", hint)
+    if code != 0:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        raise HostError(f"{shlex.join(args)} failed with {how}: {' | '.join(filter(None, said))}", hint)

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from kata.assets import packages, store, workshop
+from kata.assets import options, packages, store, workshop
 from kata.assets.image import FORMATS, build_image
 from kata.assets.initrd import build_base, build_initrd
 from kata.assets.kernel import build_kernel_stock
+from kata.assets.minimal import build_kernel_minimal
 from kata.assets.packages import StaleIndex
 from kata.assets.progress import Progress
 from kata.assets.store import Asset
 
+KERNELS: dict[str, Callable[..., Asset]] = {"stock": build_kernel_stock, "minimal": build_kernel_minimal}
+
 
 def build(kinds: Iterable[str], progress: Progress, *, fmt: str = "", force: bool = False) -> list[Asset]:
-    """The kernel and, made for it, the images of ``kinds`` (``initrd``, ``image``); select them all.
+    """The images of ``kinds`` (``initrd``, ``image``) for the kernel in use, and select them.
 
-    What exists for the same inputs is taken as it is.  An image of another
-    kind that is selected for another kernel is made anew, too, so that
-    everything selected fits together.
+    A stock kernel, or none, is made or brought up to date first; a minimal one
+    takes minutes to compile and is used as it is.  What exists for the same
+    inputs is taken as it is.  An image of another kind that is selected for
+    another kernel is made anew, too, so that everything selected fits together.
 
     :param fmt: of the image: ``erofs`` or ``ext4``; by default that of the selected image, or erofs.
-    :param force: make everything again.
+    :param force: make everything again, but a minimal kernel.
     :raise kata.errors.HostError: something cannot be made; what was selected stays.
     """
+    def kernel() -> Asset:
+        used = store.selected("kernel")
+        return used if used is not None and used.variant == "minimal" else build_kernel_stock(progress, force=force)
+
+    return _build(kernel, set(kinds), fmt, progress, force)
+
+
+def build_kernel(variant: str, progress: Progress, *, force: bool = False) -> list[Asset]:
+    """A kernel and an initrd for it (and a root image, if one is selected); select them.
+
+    :param variant: one of :data:`kata.assets.store.KERNELS`.
+    :param force: make the kernel again.
+    :raise kata.errors.KataError: it cannot be made, or lacks what the agent requires; what was selected stays.
+    """
+    return _build(lambda: KERNELS[variant](progress, force=force), {"initrd"}, "", progress, False)
+
+
+def _build(kernel: Callable[[], Asset], kinds: set[str], fmt: str, progress: Progress, force: bool) -> list[Asset]:
     with workshop.locked(progress):
         try:
-            return _build(set(kinds), fmt, progress, force)
+            return _build_all(kernel, kinds, fmt, progress, force)
         except StaleIndex:
             packages.update(progress)
-            return _build(set(kinds), fmt, progress, force)
+            return _build_all(kernel, kinds, fmt, progress, force)
 
 
-def _build(kinds: set[str], fmt: str, progress: Progress, force: bool) -> list[Asset]:
-    kernel = build_kernel_stock(progress, force=force)
+def _build_all(
+    make_kernel: Callable[[], Asset], kinds: set[str], fmt: str, progress: Progress, force: bool
+) -> list[Asset]:
+    kernel = make_kernel()
+    options.check(kernel)
     base = build_base(progress, force=force)
     for kind in ("initrd", "image"):
         now = store.selected(kind)

@@ -34,14 +34,18 @@ class Progress:
     def step(self, text: str) -> None:
         """Say what begins now."""
         line = f"[{self.seconds:6.1f} s] {text}\n"
-        if self._log is not None:
-            self._log.write(line)
-            self._log.flush()
-        else:
-            self._held.append(line)
+        self.note(line.rstrip("\n"))
         if self._stream is not None:
             self._stream.write(line)
             self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """Write a line to the log only."""
+        if self._log is not None:
+            self._log.write(f"{text}\n")
+            self._log.flush()
+        else:
+            self._held.append(f"{text}\n")
 
 
 def megabytes(size: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from kata.errors import ConfigError, HostError, NotFound
 
 KINDS = ("kernel", "initrd", "image", "boot-initrd")
+KERNELS = ("stock", "minimal")  #: Debian's as it is; compiled for guests, everything built in
 ID_LENGTH = 16
 MANIFEST_VERSION = 1
 
@@ -42,6 +43,11 @@ class Asset(NamedTuple):
     def kernel_release(self) -> str:
         """The kernel its modules are for, as ``uname -r`` prints it."""
         return str(self.inputs.get("kernel_release", ""))
+
+    @property
+    def variant(self) -> str:
+        """Of a kernel: one of :data:`KERNELS`."""
+        return str(self.inputs.get("variant", "stock"))
 
 
 def root() -> str:
@@ -78,17 +84,20 @@ def list_assets(kind: str = "") -> list[Asset]:
 
 
 def find(kinds: Sequence[str], prefix: str) -> Asset:
-    """The one asset of these kinds whose id starts with ``prefix``.
+    """The one asset of these kinds whose id starts with ``prefix``; the latest kernel of a variant by its name.
 
     :raise NotFound: there is none, or more than one.
     """
     found = [a for kind in kinds for a in list_assets(kind) if a.id.startswith(prefix)]
+    if "kernel" in kinds and prefix in KERNELS:
+        found = [a for a in list_assets("kernel") if a.variant == prefix][-1:]
     if len(found) == 1:
         return found[0]
     what = " or ".join(kinds)
     if found:
         raise NotFound(f"more than one {what} starts with {prefix}: {', '.join(a.id for a in found)}")
-    raise NotFound(f"there is no {what} {prefix}", f"kata {'kernel' if 'kernel' in kinds else 'image'} list")
+    verb = f"build {prefix}" if prefix in KERNELS else "list"
+    raise NotFound(f"there is no {what} {prefix}", f"kata {'kernel' if 'kernel' in kinds else 'image'} {verb}")
 
 
 def load(asset: str) -> Asset:
@@ -150,7 +159,7 @@ def select(asset: Asset) -> None:
                 links.update({k: os.path.join("..", companion.id, n) for k, n in companion.files.items()})
             elif selected(kind) is not None:
                 raise ConfigError(
-                    f"no {kind} holds the modules of kernel {asset.id}", f"kata image build --kind {kind}"
+                    f"no {kind} is made for kernel {asset.id}", f"kata kernel build {asset.variant}"
                 )
     else:
         kernel = selected("kernel")

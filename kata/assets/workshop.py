@@ -25,6 +25,7 @@ from kata.errors import HostError, NotFound
 #: The code that makes a kind of asset: a change in it makes the asset anew.
 BUILDERS = {
     "kernel": ("kernel.py", "bzimage.py", "modules.py", "elf.py", "cpio.py"),
+    "minimal": ("minimal.py",),  # what it only packs with is left out: to compile takes long
     "base": ("initrd.py", "guest.py", "elf.py", "cpio.py"),
     "initrd": ("initrd.py", "guest.py", "modules.py", "cpio.py"),
     "image": ("image.py", "guest.py", "modules.py", "cpio.py"),
@@ -79,6 +80,7 @@ def make(
     fill: Callable[[Path, Path], Mapping[str, str]],
     progress: Progress,
     *,
+    builder: str = "",
     force: bool = False,
 ) -> store.Asset:
     """The asset made of ``inputs``: the one that exists, or a new one.
@@ -86,10 +88,11 @@ def make(
     :param fill: puts the files into its first argument, may use its second
         for whatever it needs meanwhile, and returns the selectable files
         (kind to name).
+    :param builder: which of :data:`BUILDERS` makes it, if not that of its kind.
     :param force: make it again although it exists.
     :raise HostError: it cannot be made; nothing is left.
     """
-    inputs = {"kind": kind, "builder": _builder(kind), **inputs}
+    inputs = {"kind": kind, "builder": _builder(builder or kind), **inputs}
     asset = store.asset_id(inputs)
     place = Path(store.root()) / asset
     if not force:
@@ -122,11 +125,11 @@ def make(
     return store.load(asset)
 
 
-def _builder(kind: str) -> str:
-    """Short hash of the code that makes ``kind``."""
+def _builder(name: str) -> str:
+    """Short hash of the code of a builder."""
     digest = hashlib.sha256()
-    for name in BUILDERS[kind]:
-        digest.update(Path(__file__).with_name(name).read_bytes())
+    for file in BUILDERS[name]:
+        digest.update(Path(__file__).with_name(file).read_bytes())
     return digest.hexdigest()[: store.ID_LENGTH]
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from kata.cli.table import FLAG, MANY, OPTIONAL, VALUE, Option, parse
 from kata.errors import KataError, UsageError
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from kata.cli.context import Context
 
@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cleanup": ("cleanup", "remove what crashed sandboxes left behind"),
     "plan": ("plan", "print the plans made for a bundle"),
     "image": ("image", "build and select guest images"),
-    "kernel": ("kernel", "list and select guest kernels"),
+    "kernel": ("kernel", "build, list and select guest kernels"),
     "factory": ("factory", "make, show or remove templates of machines"),
     "kata-env": ("env", "print the configuration and the host's abilities"),
     "kata-check": ("check", "check whether this host can run containers"),
@@ -131,7 +131,8 @@ def _verb(context: Context, name: str, words: list[str]) -> int:
         near = difflib.get_close_matches(name, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near and name not in _UNSUPPORTED else ""
         raise UsageError(f'Invalid command "{name}"', hint, kind="invalid-command", values={"command": name})
-    module = import_module(f"kata.cli.{entry[0]}")
+    __import__(f"kata.cli.{entry[0]}")  # importlib is not imported for one function
+    module: Any = sys.modules[f"kata.cli.{entry[0]}"]
     if not hasattr(module, "VERB"):
         from kata.cli import full
 

@@ -18,10 +18,13 @@ def command() -> None:
 @click.option("--kind", type=click.Choice(["initrd", "image", "all"]), default="initrd", show_default=True)
 @click.option("--format", "fmt", type=click.Choice(FORMATS), default=None,
               help="File system of the root image.  [default: that of the selected image, or erofs]")
-@click.option("--force", is_flag=True, help="Make everything again, also what is there already.")
+@click.option("--force", is_flag=True, help="Make everything again but a minimal kernel.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
 def build(kind: str, fmt: str | None, force: bool, quiet: bool) -> None:
-    """Build what is missing or out of date, from Debian packages and the agent, and select it."""
+    """Build what is missing or out of date, from Debian packages and the agent, and select it.
+
+    That is for the kernel in use; without one, for Debian's (see ``kata kernel``).
+    """
     from kata.assets.build import build as build_assets
     from kata.assets.progress import Progress
 
@@ -62,7 +65,8 @@ def show(kinds: tuple[str, ...]) -> None:
         for asset in store.list_assets(kind):
             size = sum(asset.sizes[name] for name in asset.files.values())
             mark = "*" if used is not None and used.id == asset.id else ""
-            rows.append((mark, asset.id, kind, megabytes(size), asset.built[:19] + "Z", asset.name))
+            what = asset.variant if kind == "kernel" else kind
+            rows.append((mark, asset.id, what, megabytes(size), asset.built[:19] + "Z", asset.name))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -70,7 +74,11 @@ def show(kinds: tuple[str, ...]) -> None:
 
 def check(kinds: tuple[str, ...], id: str | None) -> None:
     """Verify one asset of these kinds, or all of them."""
+    from kata.assets import options
+
     found = [store.find(kinds, id)] if id else [asset for kind in kinds for asset in store.list_assets(kind)]
     for asset in found:
         store.verify(asset)
+        if asset.kind == "kernel":
+            options.check(asset)
         click.echo(f"{asset.id}  {asset.name}: as built")

@@ -1,4 +1,4 @@
-"""``kata kernel``: list, select and verify guest kernels."""
+"""``kata kernel``: build, list, select and verify guest kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,26 @@ from kata.cli.image import check, show
 
 @click.group()
 def command() -> None:
-    """List, select and verify guest kernels (``kata image build`` makes them)."""
+    """Build, list, select and verify guest kernels: stock (Debian's) and minimal (small, compiled for guests)."""
+
+
+@command.command()
+@click.argument("variant", type=click.Choice(store.KERNELS), default="minimal")
+@click.option("--force", is_flag=True, help="Make it again, also when it is there already.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
+def build(variant: str, force: bool, quiet: bool) -> None:
+    """Build a kernel (minimal, unless VARIANT says stock) and the images for it, and select them.
+
+    The minimal kernel is compiled once for each version of its source,
+    compiler and configuration (configs/kernel): about 15 minutes of one
+    processor.
+    """
+    from kata.assets.build import build_kernel
+    from kata.assets.progress import Progress
+
+    for asset in build_kernel(variant, Progress(quiet=quiet), force=force):
+        for name in asset.files.values():
+            click.echo(f"{asset.kind}\t{asset.path}/{name}")
 
 
 @command.command("list")
@@ -22,8 +41,14 @@ def list_kernels() -> None:
 @command.command()
 @click.argument("id")
 def select(id: str) -> None:
-    """Use the kernel ID (or a prefix of it), and the images made for it, for new sandboxes."""
+    """Use the kernel ID (a prefix of it, or stock or minimal: the latest of these) for new sandboxes.
+
+    The images made for it are selected with it.
+    """
+    from kata.assets import options
+
     asset = store.find(("kernel",), id)
+    options.check(asset)
     store.select(asset)
     click.echo(f"selected {asset.name} ({asset.id})")
 
@@ -31,5 +56,5 @@ def select(id: str) -> None:
 @command.command()
 @click.argument("id", required=False)
 def verify(id: str | None) -> None:
-    """Compare the files of kernel ID, or of all, with what was built."""
+    """Compare the files of kernel ID, or of all, with what was built, and its options with what the agent needs."""
     check(("kernel",), id)
