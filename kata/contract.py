@@ -88,7 +88,8 @@ class RuntimeConfig:
     boot_timeout: float = 60.0  #: seconds until the agent must answer
     template: bool = True  #: where the guest root is an initrd
     template_path: str = "/run/kata/template"
-    pool_size: int = 0
+    pool_size: int = 0  #: machines kept ready
+    pool_path: str = "/run/kata/pool"
     debug_hypervisor: bool = False
     debug_proxy: bool = False
     debug_shim: bool = False
@@ -159,8 +160,8 @@ class SandboxPlan:
     machine: MachinePlan
     base_vcpus: int  #: the machine's before its containers add to it: what a template has
     base_memory: int  #: MiB
-    boot: str  #: cold | template | pool
-    template_path: str
+    boot: str  #: cold | template | pool: what is tried first; each falls back to those before it
+    template_path: str  #: "" = no templates
     agent_transport: str  #: ttrpc | yamux-grpc
     boot_timeout: float
     hostname: str
@@ -170,6 +171,7 @@ class SandboxPlan:
     guest_hook_path: str
     kernel_modules: tuple[str, ...]
     cgroup_only: bool  #: every host process of the sandbox in its cgroup
+    pool_path: str = ""  #: where a machine is claimed; "" = nowhere
 
 
 @dataclass(frozen=True, slots=True)

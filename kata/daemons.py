@@ -18,11 +18,15 @@ SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
 PROXY_LISTENER = 3
 
 
-def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *, resume: bool = False) -> int:
+def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *, resume: bool = False,
+                pooled: bool = False) -> int:
     """Start a sandbox's proxy in its network namespace and cgroup; return its pid.
 
     Its control socket takes connections at once.  Its pid is recorded before
     it executes, so that it is found whatever is killed.
+
+    :param resume: it takes over a machine whose proxy is gone.
+    :param pooled: it makes a machine warm and waits for somebody to claim it.
     """
     listener = listening_socket(f"{directory}/proxy.sock")
     log = os.open(f"{directory}/proxy.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -35,7 +39,8 @@ def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *
             netns.enter(network)
             os.dup2(listener.fileno(), PROXY_LISTENER, inheritable=True)
 
-        argv = [sys.executable, "-I", "-m", "kata.proxy", directory, *(["--resume"] if resume else [])]
+        argv = [sys.executable, "-I", "-m", "kata.proxy", directory, *(["--resume"] if resume else []),
+                *(["--pooled"] if pooled else [])]
         return spawn(argv, stdio=(-1, log, log), session=True, cwd="/", env=_environment(), before_exec=prepare)
     finally:
         os.close(log)

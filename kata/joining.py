@@ -15,6 +15,9 @@ from kata.network import netns
 _OF_PROCESS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/(\w+)")
 
 
+NETWORK = "netns"  #: in the directory of a sandbox whose machine came out of the pool
+
+
 class Sandbox(NamedTuple):
     """A running sandbox: its directory's name and its id."""
 
@@ -22,8 +25,19 @@ class Sandbox(NamedTuple):
     id: str
 
 
+def network_of(directory: str, pid: int) -> str:
+    """Path of a sandbox's network namespace, by way of its proxy or QEMU ``pid``.
+
+    Both live in it, but for a machine that came out of the pool: QEMU stays
+    where it was, and the namespace is mounted in the sandbox's directory as
+    the two see it.
+    """
+    pinned = f"/proc/{pid}/root{directory}/{NETWORK}"
+    return pinned if os.path.exists(pinned) else f"/proc/{pid}/ns/net"
+
+
 def sandbox_in(network: int) -> Sandbox | None:
-    """The sandbox whose machine is in the network namespace ``network``.
+    """The sandbox of the network namespace ``network``.
 
     A second machine could not share it: both would answer for its addresses.
     """
@@ -33,7 +47,8 @@ def sandbox_in(network: int) -> Sandbox | None:
             with suppress(FileNotFoundError, KataError):
                 record = state.read_json(f"{top}/{key}/sandbox.json")
                 qemu = record.get("qemu") or {"pid": 0, "start": 0}
-                if state.alive(qemu["pid"], qemu["start"]) and netns.same(network, qemu["pid"]):
+                own = network_of(f"{top}/{key}", qemu["pid"])
+                if state.alive(qemu["pid"], qemu["start"]) and netns.same(network, own):
                     return Sandbox(key, record["id"])
     return None
 

@@ -43,10 +43,11 @@ def _revive(directory: str) -> None:
         # Late: a verb that finds its proxy alive needs none of this.
         from kata import cgroups
         from kata.daemons import start_proxy
+        from kata.joining import network_of
 
         with suppress(FileNotFoundError):
             os.unlink(f"{directory}/proxy.sock")
-        network = os.open(f"/proc/{qemu['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        network = os.open(network_of(directory, qemu["pid"]), os.O_RDONLY | os.O_CLOEXEC)
         try:
             start_proxy(directory, network, lambda: cgroups.join_like(qemu["pid"]), resume=True)
         finally:

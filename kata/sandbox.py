@@ -17,13 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from kata import OCI_VERSION, cgroups, state
-from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig
+from kata import OCI_VERSION, cgroups, pool, state
+from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig, SandboxPlan
 from kata.daemons import start_proxy, start_shim, write_pid_file
 from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
 from kata.guestspec.mounts import SHARED
 from kata.hooks import run_hooks
-from kata.joining import joined_namespaces, sandbox_in
+from kata.joining import joined_namespaces, network_of, sandbox_in
 from kata.loader import resolved
 from kata.log import Log, rfc3339
 from kata.network import netns
@@ -146,19 +146,51 @@ class Creation:
         return container
 
     def _new_sandbox(self, undo: ExitStack, close: ExitStack) -> int:
-        """Start the proxy, which starts the machine; return the network namespace."""
+        """Claim a machine, or start the proxy, which starts one; return the network namespace."""
         plan = self.backend.plan_sandbox(self.config, self.bundle, self.options)
-        network = netns.open_path(self.bundle.netns) if self.bundle.netns else netns.create()
-        close.callback(os.close, network)
-        if netns.is_host(network):
-            raise KataError("the container's network namespace is the host's own",
-                            "a virtual machine cannot share it: use a bridge network", kind="unsupported")
+        given = netns.open_path(self.bundle.netns) if self.bundle.netns else -1
+        if given >= 0:
+            close.callback(os.close, given)
+            if netns.is_host(given):
+                raise KataError("the container's network namespace is the host's own",
+                                "a virtual machine cannot share it: use a bridge network", kind="unsupported")
+        close.enter_context(pool.starting())
         self._claim_directory()
         undo.callback(destroy_sandbox, self.directory)
+        if plan.boot == "pool" and pool.in_reach(self.root):
+            while pool.take(plan, self.directory):
+                try:
+                    return self._adopt(plan, given, close)
+                except KataError as e:  # start as if there had been none
+                    self.log.warning(f"a machine of the pool could not be used: {e}")
+                destroy_sandbox(self.directory)
+                self._claim_directory()
+        network = given
+        if network < 0:
+            network = netns.create()
+            close.callback(os.close, network)
         state.write_json(f"{self.directory}/sandbox.json", {
             "version": state.VERSION, "id": self.sandbox_id, "root": self.root, "flavor": self.backend.name,
             "plan": to_json(plan), "containers": {}, "netns": self.bundle.netns})
         start_proxy(self.directory, network, self.cgroup.join)
+        return network
+
+    def _adopt(self, plan: SandboxPlan, given: int, close: ExitStack) -> int:
+        """Make the machine that was claimed this sandbox's; return the network namespace.
+
+        Without one that is given it is the machine's own, which is new.
+        """
+        record = state.read_json(f"{self.directory}/sandbox.json")
+        root = os.stat(self.root)
+        with Client(f"{self.directory}/proxy.sock") as proxy:
+            proxy.request("adopt", fds=[given] if given >= 0 else [], plan=to_json(plan), root=self.root,
+                          root_id=[root.st_dev, root.st_ino], netns=self.bundle.netns)
+        for name in ("proxy", "qemu"):
+            self.cgroup.add(record[name]["pid"])
+        if given >= 0:
+            return given
+        network = os.open(network_of(self.directory, record["qemu"]["pid"]), os.O_RDONLY | os.O_CLOEXEC)
+        close.callback(os.close, network)
         return network
 
     def _claim_directory(self) -> None:
@@ -182,7 +214,7 @@ class Creation:
             raise NotFound(f"sandbox {self.sandbox_id} of container {self.bundle.id} does not exist",
                            "create the pod's sandbox container first", values={"id": self.sandbox_id}) from e
         revive(self.directory)
-        network = os.open(f"/proc/{record['qemu']['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        network = os.open(network_of(self.directory, record["qemu"]["pid"]), os.O_RDONLY | os.O_CLOEXEC)
         close.callback(os.close, network)
         return network
 

@@ -55,7 +55,7 @@ def destroy_sandbox(directory: str) -> None:
     :raise HostError: something could not be ended or removed.
     """
     record = _read(directory)
-    network = _network(record)
+    network = _network(directory, record)
     try:
         if _alive(record, "proxy"):
             # It takes its hands off the network namespace, which may outlive the sandbox.
@@ -92,11 +92,13 @@ def _end(record: Mapping[str, Any], name: str) -> None:
     end_process(process["pid"], process["start"])
 
 
-def _network(record: Mapping[str, Any]) -> int:
+def _network(directory: str, record: Mapping[str, Any]) -> int:
     """The sandbox's network namespace, if it is still to be had and wires may be in it; else -1."""
     if not record.get("wires"):
         return -1
-    paths = [f"/proc/{record[name]['pid']}/ns/net" for name in ("qemu", "proxy") if _alive(record, name)]
+    from kata.joining import network_of
+
+    paths = [network_of(directory, record[name]["pid"]) for name in ("qemu", "proxy") if _alive(record, name)]
     for path in (*paths, record.get("netns")):
         if path:
             with suppress(OSError):

@@ -64,17 +64,21 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
 
 
 def _folders(context: Context) -> list[tuple[str, Callable[[], None]]]:
-    """What verbs and makers of templates were at when they were killed."""
+    """What verbs, makers of templates and keepers of pools were at when they were killed."""
     from kata import template
+    from kata.pool import keeper
 
     found: list[tuple[str, Callable[[], None]]] = [
         (f"folder {path} (its maker is gone)", partial(shutil.rmtree, path, ignore_errors=True))
         for path in state.stale_folders()]
     try:
-        path = context.backend().load_config(context.invocation(), {}).template_path
+        config = context.backend().load_config(context.invocation(), {})
     except KataError as e:
-        context.log.warning(f"templates are not looked at: {e}")
+        context.log.warning(f"templates and the pool are not looked at: {e}")
         return found
+    found += [(f"machine {os.path.basename(machine)} of the pool (it died, or its keeper did)",
+               partial(keeper.end_machine, machine)) for machine in keeper.left_over(config.pool_path)]
+    path = config.template_path
     if template.unfinished(path):
         found.append((f"unfinished templates below {path}", partial(template.drop_unfinished, path)))
     return found

@@ -171,8 +171,10 @@ class Settings:
         if self.values.get("template") and config.image:
             raise error("template", "enable_template needs an initrd, and an image is configured",
                         "use initrd, or no template")
-        if config.template and config.pool_size and not config.template_path:
+        if config.template and not config.template_path:
             raise error("template_path", "template_path is empty", "remove the key for its default")
+        if config.pool_size and not config.pool_path:
+            raise error("pool_path", "vm_cache_endpoint is empty", "remove the key for its default")
         if config.default_maxvcpus and config.default_vcpus > config.default_maxvcpus:
             raise error("default_vcpus", f"default_vcpus ({config.default_vcpus}) exceeds default_maxvcpus "
                         f"({config.default_maxvcpus})", "raise default_maxvcpus")

@@ -97,7 +97,7 @@ FACTORY: Table = {
     "enable_template": Key(boolean, "template"),
     "template_path": Key(path, "template_path"),
     "vm_cache_number": Key(integer(0, 1000), "pool_size"),
-    "vm_cache_endpoint": Key(path, note="each cached machine is claimed at a socket of its own"),
+    "vm_cache_endpoint": Key(path, "pool_path"),  # there a socket, here a folder: where a machine is claimed
 }
 
 AGENT: Table = {

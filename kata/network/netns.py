@@ -74,6 +74,18 @@ def open_path(path: str) -> int:
     return fd
 
 
+def pin(fd: int, path: str) -> None:
+    """Keep the namespace ``fd`` for as long as the calling thread's mount namespace lives, to be opened at ``path``.
+
+    :raise HostError: the kernel refuses.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        syscalls.mount(f"/proc/self/fd/{fd}", path, "", syscalls.MS_BIND)
+    except OSError as error:
+        raise HostError(f"cannot keep the network namespace at {path}: {error.strerror}") from error
+
+
 def identity(fd: int) -> tuple[int, int]:
     """Device and inode: equal for descriptors of the same namespace."""
     status = os.fstat(fd)
@@ -97,10 +109,10 @@ def is_host(fd: int) -> bool:
     return False
 
 
-def same(fd: int, pid: int) -> bool:
-    """Whether process ``pid`` is in the namespace ``fd``; False if there is no such process."""
+def same(fd: int, path: str) -> bool:
+    """Whether ``path`` (``/proc/PID/ns/net``) is the namespace ``fd``; False if there is no such file."""
     try:
-        status = os.stat(f"/proc/{pid}/ns/net")
+        status = os.stat(path)
     except OSError:
         return False
     return (status.st_dev, status.st_ino) == identity(fd)

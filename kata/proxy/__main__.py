@@ -1,9 +1,10 @@
-"""The proxy's program: ``python -m kata.proxy SANDBOX-DIRECTORY [--resume]``.
+"""The proxy's program: ``python -m kata.proxy SANDBOX-DIRECTORY [--resume | --pooled]``.
 
 Started by a verb in the sandbox's network namespace and cgroup, with the
 listening control socket as descriptor 3.  QEMU is started before anything
 heavy is imported, so the guest boots meanwhile.  With ``--resume`` it takes
-over a machine whose proxy is gone.
+over a machine whose proxy is gone.  With ``--pooled`` it makes a machine warm,
+stops it, and waits until somebody claims it.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Start:
         machine = self.plan.machine
         found = None if self.plan.boot == "cold" else template.open_template(self.plan)
         mountns.enter_private([
-            self.directory, self.record["root"], self.plan.template_path,
+            os.path.abspath(self.directory), self.record["root"], self.plan.template_path,
             machine.qemu_path, machine.kernel, machine.initrd, machine.image, machine.firmware, machine.entropy_source,
             *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix, sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
@@ -89,7 +90,11 @@ class Start:
 
 def main(argv: list[str]) -> int:
     syscalls.set_name("kata-proxy")
-    directory, resume = argv[0], "--resume" in argv[1:]
+    directory, resume, pooled = argv[0], "--resume" in argv[1:], "--pooled" in argv[1:]
+    if pooled:
+        # It is claimed by renaming it: only the working directory goes along.
+        os.chdir(directory)
+        directory = "."
     # QEMU must not have it: a listener that it held would take connections after our end.
     os.set_inheritable(LISTENER, False)
     start = Start(directory)
@@ -106,9 +111,10 @@ def main(argv: list[str]) -> int:
     listener = socket.socket(fileno=LISTENER)
 
     # Heavy from here on: asyncio, protobuf, QMP.
+    from kata.proxy import boot
     from kata.proxy.serve import serve
 
-    serve(start, listener, failure, resume)
+    serve(start, listener, failure, boot.take_over if resume else boot.warm_up if pooled else boot.boot)
     sys.stdout.flush()
     # Nothing is left to tidy up; the interpreter's own end takes longer than ours.
     os._exit(0)

@@ -1,23 +1,26 @@
-"""How a sandbox comes up: by booting, as a clone of a template, or taken over from an earlier proxy."""
+"""How a sandbox comes up: booted, cloned from a template, out of the pool, taken over from an earlier proxy."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf import empty_pb2
 
 from kata import cgroups, state
 from kata.agent_client import ChannelClosed
-from kata.contract import ContainerPlan
+from kata.contract import ContainerPlan, SandboxPlan
 from kata.daemons import start_factory
-from kata.errors import KataError, NotFound
+from kata.errors import HostError, InUse, KataError, NotFound, VmError
+from kata.joining import NETWORK
+from kata.network import netns
 from kata.planjson import from_json, to_json
 from kata.proxy.container import Container
 from kata.proxy.log import log
+from kata.proxy.warmup import run_container
 from kata.vm.argv import SHARE_TAG
 from kata_agent.protocol import agent_pb2, guest_pb2
 
@@ -27,12 +30,19 @@ if TYPE_CHECKING:
 GUEST_SHARE = "/run/kata/shared"
 #: How long a shim may take to attach again after the proxy was restarted, seconds.
 ATTACH_TIMEOUT = 30.0
+WARM_UPS = 2  #: containers that a machine of the pool has run
 MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
 EXEC_PREFIX = "exec-"  #: of our own exec ids; clients of agent.sock, whose processes have no shim, choose others
 
 
-async def bring_up(sandbox: Sandbox, how: Callable[[Sandbox], Awaitable[None]]) -> None:
-    """Bring the sandbox up by :func:`boot` or :func:`take_over`; the outcome is in ``sandbox.ready``."""
+BringUp = Callable[["Sandbox"], Awaitable[None]]
+
+
+async def bring_up(sandbox: Sandbox, how: BringUp) -> None:
+    """Bring the sandbox up; the outcome is in ``sandbox.ready``.
+
+    :param how: :func:`boot`, :func:`warm_up`, :func:`_join` or :func:`take_over`.
+    """
     try:
         await how(sandbox)
     except Exception as e:  # whatever it is: nobody may wait for ``ready`` forever
@@ -49,6 +59,17 @@ async def boot(sandbox: Sandbox) -> None:
     """Make a machine that was just started, or cloned, ready for containers."""
     plan = sandbox.plan
     began = time.monotonic()
+    await _boot_guest(sandbox, began)
+    await sandbox.network.start()
+    sandbox.spawn(sandbox.events())
+    if sandbox.cloned:
+        await sandbox.grow(plan.machine.vcpus, plan.machine.memory)
+    elif plan.boot != "cold":
+        start_factory(to_json(plan), plan.template_path)
+    log(f"sandbox ready after {time.monotonic() - began:.3f} s")
+
+
+async def _boot_guest(sandbox: Sandbox, began: float) -> None:
     if not sandbox.cloned:
         await sandbox.machine.connect()
     log(f"QEMU pid {sandbox.machine.pid} answers after {time.monotonic() - began:.3f} s")
@@ -57,13 +78,6 @@ async def boot(sandbox: Sandbox) -> None:
         await personalize(sandbox)
     log(f"agent answers after {time.monotonic() - began:.3f} s")
     await create_sandbox(sandbox)
-    await sandbox.network.start()
-    sandbox.spawn(sandbox.events())
-    if sandbox.cloned:
-        await sandbox.grow(plan.machine.vcpus, plan.machine.memory)
-    elif plan.boot != "cold":
-        start_factory(to_json(plan), plan.template_path)
-    log(f"sandbox ready after {time.monotonic() - began:.3f} s")
 
 
 async def create_sandbox(sandbox: Sandbox) -> None:
@@ -114,6 +128,75 @@ async def reach_agent(sandbox: Sandbox) -> None:
         for task in (reaching, gone):
             task.cancel()
         await asyncio.gather(reaching, gone, return_exceptions=True)
+
+
+# --- in the pool --------------------------------------------------------------------------
+
+
+async def warm_up(sandbox: Sandbox) -> None:
+    """Make a machine for the pool: it has run a container, and stands still until it is claimed.
+
+    Emulated code is translated when it first runs; what comes later is ten times as fast.
+    """
+    began = time.monotonic()
+    sandbox.spawn(_end_unclaimed(sandbox))
+    await _boot_guest(sandbox, began)
+    plan = from_json(ContainerPlan, sandbox.record.data["warm_up"])
+    for _ in range(WARM_UPS):
+        await run_container(sandbox, plan)
+    await sandbox.machine.pause()
+    # It was made at low priority; whoever claims it waits for it.
+    for pid in (os.getpid(), sandbox.machine.pid):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+    log(f"warm after {time.monotonic() - began:.3f} s")
+
+
+async def _end_unclaimed(sandbox: Sandbox) -> None:
+    """A machine that ends in the pool takes its proxy along: whoever finds it so removes it."""
+    await sandbox.machine.gone.wait()
+    if sandbox.pooled:
+        sandbox.finished.set()
+
+
+async def adopt(sandbox: Sandbox, plan: SandboxPlan, root: str, root_id: Sequence[int], network: str,
+                fds: Sequence[int]) -> None:
+    """Make a machine of the pool a sandbox; its outcome is in ``sandbox.ready``, which is a new one.
+
+    :param root_id: device and inode of ``root``, as the caller sees it.
+    :param network: path of the network namespace, "" where the sandbox keeps the machine's own.
+    :param fds: that network namespace, opened.
+    :raise InUse: it is somebody's already.
+    :raise HostError: it cannot be used; it is to be ended.
+    """
+    if not sandbox.pooled:
+        raise InUse("the machine is not in the pool")
+    await asyncio.shield(sandbox.ready)
+    if sandbox.machine.gone.is_set():
+        raise VmError("the machine has ended")
+    found = os.stat(root)
+    if [found.st_dev, found.st_ino] != list(root_id):
+        raise HostError(f"{root} is not in reach of the machine's proxy")
+    sandbox.pooled = False
+    sandbox.record.data.pop("warm_up")
+    sandbox.record.update(id=plan.id, root=root, flavor=plan.flavor, plan=to_json(plan), netns=network)
+    sandbox.plan = sandbox.network.plan = plan
+    if fds:
+        netns.pin(fds[0], f"{sandbox.directory}/{NETWORK}")
+        netns.enter(fds[0])
+    sandbox.ready = asyncio.get_running_loop().create_future()
+    sandbox.spawn(bring_up(sandbox, _join))
+
+
+async def _join(sandbox: Sandbox) -> None:
+    """What is left to do when the machine gets an owner."""
+    began = time.monotonic()
+    await sandbox.machine.resume()
+    await personalize(sandbox)
+    await sandbox.network.start()
+    sandbox.spawn(sandbox.events())
+    await sandbox.grow(sandbox.plan.machine.vcpus, sandbox.plan.machine.memory)
+    log(f"claimed sandbox {sandbox.plan.id} ready after {time.monotonic() - began:.3f} s")
 
 
 # --- after a proxy that is gone ---------------------------------------------------------

@@ -9,10 +9,12 @@ from typing import Any
 
 from kata import wire
 from kata.agent_client import ChannelClosed, printable
-from kata.contract import ContainerPlan
+from kata.contract import ContainerPlan, SandboxPlan
 from kata.errors import HostError, KataError, NotFound, UsageError
 from kata.planjson import from_json
 from kata.proxy import convert, stats
+from kata.proxy.boot import adopt
+from kata.proxy.container import Container
 from kata.proxy.control import Connection
 from kata.proxy.log import log
 from kata.proxy.sandbox import Sandbox
@@ -34,7 +36,7 @@ class Operations:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
-        self.finished = asyncio.Event()
+        self.finished = sandbox.finished
         self._streams: set[asyncio.Task[None]] = set()
         self._ops: dict[str, Op] = {
             name.removeprefix("op_"): getattr(self, name) for name in dir(self) if name.startswith("op_")
@@ -45,6 +47,8 @@ class Operations:
         op = self._ops.get(name)
         if op is None:
             raise UsageError(f"the proxy knows no operation {name!r}")
+        if self.sandbox.pooled and name not in ("ready", "adopt", "abandon"):
+            raise HostError("this machine is in the pool", "claim it first")
         if self.sandbox.resuming and name != "abandon":
             await asyncio.shield(self.sandbox.ready)
         return await op(connection, request, fds)
@@ -54,6 +58,11 @@ class Operations:
     async def op_ready(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:
         """Wait until containers can be made."""
         await asyncio.shield(self.sandbox.ready)
+        return {}
+
+    async def op_adopt(self, _c: Connection, r: Request, fds: list[int]) -> dict[str, Any]:
+        """Become the sandbox of whoever has claimed this machine."""
+        await adopt(self.sandbox, from_json(SandboxPlan, r["plan"]), r["root"], r["root_id"], r["netns"], fds)
         return {}
 
     async def op_create(self, _c: Connection, r: Request, fds: list[int]) -> dict[str, Any]:
@@ -105,9 +114,7 @@ class Operations:
     async def op_attach(self, connection: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
         """Begin the stream of a process; frames of data, then its exit, follow the reply."""
         container_id, exec_id = r["id"], r["exec_id"]
-        if container_id not in self.sandbox.containers or container_id in self.sandbox.expected:
-            await self.sandbox.made(container_id)
-        container = self.sandbox.find(container_id)
+        container = await self._made(container_id)
         if exec_id not in container.processes:
             raise NotFound(f"container {container_id} has no process {exec_id[:80]}", values={"id": container_id})
         attachment = Attachment(self.sandbox.agent, container_id, exec_id, connection,
@@ -128,6 +135,12 @@ class Operations:
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
         return {}
+
+    async def _made(self, container_id: str) -> Container:
+        """A container, if need be once it is there: shims start before what they stand for."""
+        if container_id not in self.sandbox.containers or container_id in self.sandbox.expected:
+            await self.sandbox.made(container_id)
+        return self.sandbox.find(container_id)
 
     async def settle(self) -> None:
         """Let shims have the exits that their sandbox's end brought about."""
@@ -177,6 +190,7 @@ class Operations:
         return {}
 
     async def op_winsize(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
+        await self._made(r["id"])
         await self.sandbox.agent.agent("TtyWinResize", agent_pb2.TtyWinResizeRequest(
             container_id=r["id"], exec_id=r["exec_id"], row=r["rows"], column=r["columns"]))
         return {}

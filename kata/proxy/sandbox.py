@@ -33,7 +33,8 @@ class Sandbox:
     """The engine of one sandbox.  ``ready`` is done once containers can be made."""
 
     def __init__(self, directory: str, plan: SandboxPlan, record: SandboxRecord, machine: Machine,
-                 agent: AgentClient, share: ShareRoot, cloned: bool = False, resuming: bool = False) -> None:
+                 agent: AgentClient, share: ShareRoot, cloned: bool = False, resuming: bool = False,
+                 pooled: bool = False) -> None:
         self.directory = directory
         self.plan = plan
         self.record = record
@@ -42,10 +43,12 @@ class Sandbox:
         self.share = share
         self.cloned = cloned
         self.resuming = resuming  #: what there is is not known before ``ready``
+        self.pooled = pooled  #: it is nobody's yet
         self.network = Network(plan, machine, agent, record)
         self.containers: dict[str, Container] = {}
         self.expected: dict[str, asyncio.Future[Container]] = {}
         self.closing = False
+        self.finished = asyncio.Event()  #: it is gone, and the proxy may end
         self.tasks: set[asyncio.Task[None]] = set()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kata import state
 from kata.agent_client import AgentClient
 from kata.errors import HostError, KataError
-from kata.proxy.boot import boot, bring_up, take_over
+from kata.proxy.boot import BringUp, bring_up, take_over, warm_up
 from kata.proxy.control import Connection, Server
 from kata.proxy.grpc_gate import AgentSocket
 from kata.proxy.log import log
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
 DRAIN_TIMEOUT = 5.0  #: seconds; a peer that is stopped reads nothing
 
 
-def serve(start: Start, listener: socket.socket, failure: KataError | None, resume: bool) -> None:
-    """Serve until the sandbox is gone."""
+def serve(start: Start, listener: socket.socket, failure: KataError | None, how: BringUp) -> None:
+    """Serve until the sandbox is gone.
+
+    :param how: :func:`~kata.proxy.boot.boot` and its siblings.
+    """
     if failure is None:
         try:
-            asyncio.run(_serve(start, listener, resume))
+            asyncio.run(_serve(start, listener, how))
             return
         except KataError as e:
             failure = e
@@ -59,7 +62,7 @@ async def _failed(listener: socket.socket, failure: KataError) -> None:
     await _drain(server)
 
 
-async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
+async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     assert start.share is not None
     record = SandboxRecord(start.directory)
     machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
@@ -68,7 +71,7 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
         record = SandboxRecord(start.directory)
     agent = AgentClient(f"{start.directory}/channel.sock", start.token)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
-                      cloned=start.template is not None, resuming=resume)
+                      cloned=start.template is not None, resuming=how is take_over, pooled=how is warm_up)
     try:
         _follow_special_files(machine.pid)
     except HostError:
@@ -79,7 +82,7 @@ async def _serve(start: Start, listener: socket.socket, resume: bool) -> None:
     operations = Operations(sandbox)
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
-    sandbox.spawn(bring_up(sandbox, take_over if resume else boot))
+    sandbox.spawn(bring_up(sandbox, how))
     agent_socket = AgentSocket(f"{start.directory}/agent.sock", sandbox)
     # What lives from here to the end is not worth the collector's time.
     gc.freeze()

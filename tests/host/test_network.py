@@ -21,9 +21,9 @@ def test_create_makes_a_namespace_and_comes_back(home_netns: int) -> None:
     fd = netns.create()
     assert not netns.is_host(fd)
     assert netns.is_host(home_netns)
-    assert netns.same(home_netns, os.getpid())
-    assert not netns.same(fd, os.getpid())
-    assert not netns.same(fd, 2**22 + 1)
+    assert netns.same(home_netns, "/proc/self/ns/net")
+    assert not netns.same(fd, "/proc/self/ns/net")
+    assert not netns.same(fd, f"/proc/{2**22 + 1}/ns/net")
     netns.enter(fd)
     with Rtnl() as rtnl:
         assert [(link.name, link.up) for link in rtnl.links()] == [("lo", True)]

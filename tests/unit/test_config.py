@@ -121,7 +121,8 @@ def test_a_file_of_kata_1_loads(file: Path) -> None:
     assert config.machine_type == "pc" and config.kernel_params == ("agent.log=debug", "a=b")
     assert config.kernel_modules == ("e1000e X=1",) and config.disable_guest_seccomp
     notes = "\n".join(config.extra["notes"])
-    for name in ("virtio_fs_daemon", "path", "vm_cache_endpoint"):
+    assert config.pool_path == "/var/run/kata-containers/cache.sock"
+    for name in ("virtio_fs_daemon", "path"):
         assert f": {name} has no effect" in notes
     assert f"{file}:16: virtio_fs_daemon" in notes
 

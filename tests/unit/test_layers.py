@@ -31,7 +31,8 @@ LAYERS = [
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
-    ["kata.agent_client", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.sandbox"],
+    ["kata.agent_client", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.pool",
+     "kata.sandbox"],
     # 5: programs
     ["kata.cli", "kata.shim", "kata.proxy"],
 ]
@@ -44,6 +45,9 @@ BESIDE = {
     ("kata.sandbox", "kata.daemons"): "it starts them",
     ("kata.sandbox", "kata.teardown"): "it undoes a failed creation",
     ("kata.sandbox", "kata.revive"): "a container may join a sandbox whose proxy is gone",
+    ("kata.sandbox", "kata.pool"): "it claims a machine",
+    ("kata.pool", "kata.daemons"): "the keeper starts proxies and makers of templates",
+    ("kata.pool", "kata.teardown"): "the keeper ends machines",
     ("kata.revive", "kata.daemons"): "it starts a proxy",
     ("kata.cli", "kata.shim"): "run and exec in the foreground are their own shim",
 }

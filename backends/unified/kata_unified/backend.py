@@ -34,8 +34,8 @@ class UnifiedBackend(Backend):
 
     name = "unified"
     capabilities = Capabilities(
-        templates=True, image_boot=True, initrd_boot=True, join_by_netns=True, resize=True, hotplug_network=True,
-        events=True, update=True)
+        templates=True, pool=True, image_boot=True, initrd_boot=True, join_by_netns=True, resize=True,
+        hotplug_network=True, events=True, update=True)
 
     def config_paths(self, options: InvocationOptions) -> Sequence[str]:
         if options.config_path:
@@ -59,15 +59,17 @@ class UnifiedBackend(Backend):
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
         size = machine.Size.of(config, options)
         plan = machine.plan(config, options, size, vcpus_of(bundle.resources), memory_of(bundle.resources))
+        templates = config.template and not plan.image
         return SandboxPlan(
             id=bundle.id, flavor=self.name, machine=plan,
             base_vcpus=size.default_vcpus, base_memory=size.default_memory,
-            boot="pool" if config.pool_size else "template" if config.template and not plan.image else "cold",
-            template_path=config.template_path, agent_transport=config.agent_transport,
+            boot="pool" if config.pool_size else "template" if templates else "cold",
+            template_path=config.template_path if templates else "", agent_transport=config.agent_transport,
             boot_timeout=config.boot_timeout, hostname=bundle.hostname,
             network_model=config.internetworking_model, hotplug_network=not config.disable_new_netns,
             shared_pidns=config.enable_agent_pidns, guest_hook_path=config.guest_hook_path,
-            kernel_modules=config.kernel_modules, cgroup_only=config.sandbox_cgroup_only)
+            kernel_modules=config.kernel_modules, cgroup_only=config.sandbox_cgroup_only,
+            pool_path=config.pool_path if config.pool_size else "")
 
     def plan_container(self, config: RuntimeConfig, bundle: Bundle, sandbox_id: str, role: str) -> ContainerPlan:
         return container_plan(config, bundle, sandbox_id=sandbox_id, role=role, flavor=self.name,

@@ -1,0 +1,69 @@
+"""One container in a machine of the pool, from its creation to its removal, with nobody attached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from kata import wire
+from kata.contract import ContainerPlan
+from kata.errors import VmError
+from kata.proxy import convert
+from kata.proxy.streams import Attachment
+from kata.storage.clone import clone_mount
+from kata_agent.protocol import agent_pb2, guest_pb2
+
+if TYPE_CHECKING:
+    from kata.proxy.sandbox import Sandbox
+
+ROOT = "warm-up"  #: folder in the sandbox's directory
+#: The guest's programs: there may be none on the host that run in a guest.
+PROGRAMS = {"destination": "/bin", "type": "bind", "source": "/bin", "options": ["rbind", "ro"]}
+
+
+class _Nobody:
+    """In the place of a shim: takes everything."""
+
+    def send(self, frame: bytes) -> None:
+        pass
+
+    async def drain(self) -> None:
+        pass
+
+
+async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
+    """Run the container of ``plan``, which may have no share but its root.
+
+    End state: nothing of it is left, in the guest or on the host.
+
+    :raise VmError: it did not do what it should.
+    """
+    agent, root = sandbox.agent, f"{sandbox.directory}/{ROOT}"
+    os.makedirs(root, 0o755, exist_ok=True)
+    fd = clone_mount(root, "rootfs").fd
+    try:
+        (share,) = plan.shares
+        sandbox.share.add(plan.id, share.name, fd, True)
+    finally:
+        os.close(fd)
+    spec = {**plan.spec, "mounts": [*plan.spec["mounts"], PROGRAMS]}
+    await agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
+    await agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
+        container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(spec), storages=convert.storages(plan.storages),
+        sandbox_pidns=sandbox.plan.shared_pidns))
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    attachment = Attachment(agent, plan.id, plan.id, _Nobody(), (0, 0, 0), False, ended)
+    streams = asyncio.ensure_future(attachment.run(lambda: None))
+    attachment.on_stdin(0, b"\n", False)
+    attachment.on_stdin(1, b"", True)
+    await agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=plan.id))
+    reply = await agent.guest("WaitProcess", guest_pb2.ProcessId(container_id=plan.id, exec_id=plan.id))
+    ended.set_result(int(reply.status))
+    await streams
+    if reply.status != 0 or attachment.offsets[wire.STDOUT] != len("warm\n"):
+        raise VmError(f"the warm-up container ended with code {reply.status}")
+    await agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=plan.id))
+    sandbox.share.remove(plan.id)
+    shutil.rmtree(root)
