@@ -19,7 +19,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+TYPE_CHECKING = False  # typing is not imported: it is slow, and every verb needs this module
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class KataError(Exception):

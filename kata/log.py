@@ -6,10 +6,11 @@ a runtime failed (``level``, ``msg``, ``time``), so the shape is fixed.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+
+from kata.jsontext import dumps
 
 LEVELS = ("debug", "info", "warning", "error", "fatal")
 
@@ -44,9 +45,9 @@ class Log:
             return
         stamp = rfc3339(time.time())
         if self.form == "json":
-            line = json.dumps({"level": level, "msg": message, "time": stamp, "name": self.name, "pid": os.getpid()})
+            line = dumps({"level": level, "msg": message, "time": stamp, "name": self.name, "pid": os.getpid()})
         else:
-            line = (f"time={json.dumps(stamp)} level={level} msg={json.dumps(message, ensure_ascii=False)} "
+            line = (f"time={dumps(stamp)} level={level} msg={_quoted(message)} "
                     f"name={self.name} pid={os.getpid()} source=runtime")
         self._append(line + "\n")
 
@@ -61,6 +62,13 @@ class Log:
             return
         with os.fdopen(fd, "w", errors="replace") as f:
             f.write(line)
+
+
+def _quoted(text: str) -> str:
+    """As a JSON string whose other characters stay what they are."""
+    import json  # nothing is logged in most calls
+
+    return json.dumps(text, ensure_ascii=False)
 
 
 def rfc3339(seconds: float) -> str:

@@ -18,20 +18,22 @@ import sys
 if __name__ == "__main__":  # -I and -S leave nothing on the path but the standard library
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import fcntl
-import json
+import _socket
 import select
-import signal
-import socket
 import stat
-import struct
-import termios
-import tty
-from collections import deque
-from typing import Any
 
 from kata import wire
 from kata.errors import KataError, ProxyGone
+from kata.jsontext import loads
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections import deque
+    from typing import Any
+else:  # built into the interpreter; what wraps them in the library takes milliseconds
+    import _signal as signal
+    from _collections import deque
 
 STDIN_WINDOW = 256 << 10  #: bytes of standard input on their way to the guest
 CHUNK = 64 << 10
@@ -41,7 +43,7 @@ MOST_REVIVALS = 5  #: proxies started without a word from one
 MACHINE_GONE = 3  #: what kata.revive ends with when there is nothing to revive
 KILLED = 128 + signal.SIGKILL
 
-FORWARDED = frozenset(signal.Signals) - {
+FORWARDED = frozenset(v for k, v in vars(signal).items() if k.startswith("SIG") and not k.startswith("SIG_")) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU,
     signal.SIGTSTP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE,
 }
@@ -111,7 +113,7 @@ class Shim:
     """
 
     def __init__(self, path: str, container: str, exec_id: str, *, terminal: bool = False, tty_fd: int = -1,
-                 connection: socket.socket | None = None) -> None:
+                 connection: _socket.socket | None = None) -> None:
         self.path = path
         self.container = container
         self.exec_id = exec_id
@@ -143,7 +145,7 @@ class Shim:
         :raise KataError: there is no proxy, or no such process.
         """
         if self.sock is None:
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            self.sock = wire.UnixSocket()
             try:
                 self.sock.connect(self.path)
             except OSError as e:
@@ -273,9 +275,9 @@ class Shim:
             elif kind == wire.ACK:
                 self._acked(wire.OFFSET.unpack(payload)[0])
             elif kind == wire.EXIT:
-                self.status = int(json.loads(payload)["status"])
+                self.status = int(loads(payload)["status"])
             elif kind == wire.ERROR and self.status is None:
-                op = json.loads(payload).get("op")
+                op = loads(payload).get("op")
                 if op in ("signal", "winsize"):
                     continue  # it came too late
                 if op == "attach" and self.exec_id == self.container:
@@ -287,6 +289,9 @@ class Shim:
         data = data[max(0, output.received - offset):]
         if data and output.received == 0 and self.own_terminal:
             # conmon turns ONLCR on when it gets the master; the guest's terminal has done that already.
+            import termios
+            import tty
+
             try:
                 tty.setraw(output.fd, termios.TCSANOW)
             except termios.error:
@@ -339,6 +344,10 @@ class Shim:
 
     def resize(self) -> None:
         """Tell the guest the terminal's size."""
+        import fcntl
+        import struct
+        import termios
+
         try:
             rows, columns = struct.unpack("HHHH", fcntl.ioctl(self.input, termios.TIOCGWINSZ, bytes(8)))[:2]
         except OSError:
@@ -379,6 +388,11 @@ def open_console(console_socket: str) -> int:
 
     :raise OSError: nobody listens there.
     """
+    import fcntl
+    import socket
+    import termios
+    import tty
+
     master, slave = os.openpty()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(console_socket)
@@ -386,6 +400,19 @@ def open_console(console_socket: str) -> int:
     os.close(master)
     tty.setraw(slave, termios.TCSANOW)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    return slave
+
+
+def use_console(path: str) -> int:
+    """Open the slave of a pseudo terminal whose master somebody else holds; raw, as above.
+
+    :raise OSError: it is gone.
+    """
+    import termios
+    import tty
+
+    slave = os.open(path, os.O_RDWR)
+    tty.setraw(slave, termios.TCSANOW)
     return slave
 
 
@@ -413,15 +440,10 @@ def main(argv: list[str]) -> int:
     with open("/proc/self/comm", "w") as f:
         f.write("kata-shim")
     set_title(argv[7:])
-    tty_fd = -1
-    if console_socket:
-        tty_fd = open_console(console_socket)
-    elif console:
-        tty_fd = os.open(console, os.O_RDWR)
-    sock = socket.socket(fileno=int(connection)) if connection != "-" else None
-    shim = Shim(path, container, exec_id, terminal=terminal == "1", tty_fd=tty_fd, connection=sock)
+    sock = _socket.socket(fileno=int(connection)) if connection != "-" else None
     try:
-        return shim.run()
+        tty_fd = open_console(console_socket) if console_socket else use_console(console) if console else -1
+        return Shim(path, container, exec_id, terminal=terminal == "1", tty_fd=tty_fd, connection=sock).run()
     except NeverMade:
         return 255
     except KataError as e:

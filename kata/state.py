@@ -3,7 +3,7 @@
 A record is one JSON file, written aside and renamed, so a reader sees the old
 or the new one and never half of either.  A record of an unknown version is
 refused, never guessed.  ``state`` and ``list`` need nothing but these files
-and ``/proc``.
+and ``/proc``, and import next to nothing: every verb pays for this module.
 
 Layout: see ARCHITECTURE.md, "Where things live on the host".
 """
@@ -11,18 +11,15 @@ Layout: see ARCHITECTURE.md, "Where things live on the host".
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
-import json
 import os
-import re
-import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any
 
 from kata.errors import HostError, InUse, NotFound, StateError, UsageError
+from kata.jsontext import dumps, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 VERSION = 1
 RUN_DIR = "/run/kata"
@@ -33,14 +30,14 @@ STATUSES = ("creating", "created", "running", "paused", "stopped")
 
 _NEW, _OLD = ".new-", ".old-"  # folders on their way in and out; no id begins with a dot
 
-_ID = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.-]*")
-
 
 def check_id(container_id: str) -> str:
     """A container id that can be a file name, or :raise UsageError:."""
     if not container_id:
         raise UsageError("Missing container ID", kind="missing-id")
-    if len(container_id) > 255 or not _ID.fullmatch(container_id):
+    plain = container_id.translate({ord(c): None for c in "_+.-"})
+    if (len(container_id) > 255 or not container_id.isascii() or container_id[0] in ".-"
+            or not (plain.isalnum() or not plain)):
         raise UsageError(f"invalid container ID {container_id[:80]!r}",
                          "it must be at most 255 letters, digits, '_', '+', '.', '-' and start with none of '.-'")
     return container_id
@@ -48,7 +45,17 @@ def check_id(container_id: str) -> str:
 
 def sandbox_key(root: str, sandbox_id: str) -> str:
     """Name of a sandbox's directory: short, since socket paths are."""
-    return hashlib.sha256(f"{root}\0{sandbox_id}".encode()).hexdigest()[:20]
+    return _digest(f"{root}\0{sandbox_id}")
+
+
+def _digest(text: str) -> str:
+    """20 hex digits of SHA-256, without hashlib, which loads all of OpenSSL."""
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]
+    except ImportError:  # Python 3.12 has it elsewhere
+        from hashlib import sha256
+    digest: str = sha256(text.encode()).hexdigest()[:20]
+    return digest
 
 
 def sandbox_dir(key: str) -> str:
@@ -68,14 +75,19 @@ def write_json(path: str, value: Mapping[str, Any]) -> None:
     try:
         # Not O_EXCL: a writer of the same pid may have been killed here.
         fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w") as f:
-            json.dump(value, f)
-            f.flush()
-            os.fsync(f.fileno())
+        try:
+            data = dumps(value).encode()
+            while data:
+                data = data[os.write(fd, data):]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
         os.rename(aside, path)
     except OSError as e:
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(aside)
+        except FileNotFoundError:
+            pass
         raise HostError(f"cannot write {path}: {e.strerror}", full_disk(e)) from e
 
 
@@ -90,10 +102,10 @@ def read_json(path: str) -> dict[str, Any]:
     :raise FileNotFoundError: there is none.
     :raise StateError: it is damaged or of another version.
     """
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
+    with open(path, "rb", buffering=0) as f:
+        data = f.read()
     try:
-        value = json.loads(text)
+        value = loads(data)
         version = value["version"]
     except (ValueError, KeyError, TypeError) as e:
         raise StateError(f"the state file {path} is damaged", "remove the container with 'delete --force'") from e
@@ -104,26 +116,41 @@ def read_json(path: str) -> dict[str, Any]:
     return result
 
 
-@contextmanager
-def locked(directory: str, timeout: float = 120.0) -> Iterator[int]:
-    """Hold a directory exclusively among processes; needs no room on the disk.
+class locked:
+    """Hold a directory exclusively among processes, ``with locked(DIRECTORY)``; needs no room on the disk.
 
     :raise FileNotFoundError: there is none.
     :raise HostError: somebody else has held it for ``timeout`` seconds.
     """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+
+    def __init__(self, directory: str, timeout: float = 120.0) -> None:
+        self._directory = directory
+        self._timeout = timeout
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        import fcntl
+
+        self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _wait_for_lock(fd, directory, timeout)
-        yield fd
-    finally:
-        os.close(fd)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _wait_for_lock(self._fd, self._directory, self._timeout)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        return self._fd
+
+    def __exit__(self, *_exc: object) -> None:
+        os.close(self._fd)
 
 
 def _wait_for_lock(fd: int, directory: str, timeout: float) -> None:
     """flock has no deadline of its own, so an alarm ends it; call from the main thread."""
+    import fcntl
+    import signal
+
     def late(_number: int, _frame: object) -> None:
         raise HostError(f"another process has held the lock of {directory} for {timeout:g} s",
                         "see /proc/locks for who it is")
@@ -211,14 +238,14 @@ def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Co
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
         _register_root(root)
-        shutil.rmtree(aside, ignore_errors=True)  # of a creator of the same pid that was killed
+        _remove_tree(aside)  # of a creator of the same pid that was killed
         os.mkdir(aside, 0o700)
         try:
             write_json(f"{aside}/state.json", {"version": VERSION, **record})
             # Fails where there is a folder with something in it; an empty one holds no container.
             os.rename(aside, path)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove_tree(aside)
             raise
     except OSError as e:
         if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
@@ -233,11 +260,10 @@ def stale_folders() -> list[str]:
     """Folders of verbs that were killed while they made or removed a record."""
     found = []
     for root in known_roots():
-        with suppress(FileNotFoundError):
-            for name in os.listdir(root):
-                pid = name[len(_NEW):]
-                if name.startswith((_NEW, _OLD)) and pid.isdigit() and not start_time(int(pid)):
-                    found.append(f"{root}/{name}")
+        for name in _names(root):
+            pid = name[len(_NEW):]
+            if name.startswith((_NEW, _OLD)) and pid.isdigit() and not start_time(int(pid)):
+                found.append(f"{root}/{name}")
     return found
 
 
@@ -253,32 +279,54 @@ def load_container(root: str, container_id: str) -> Container:
         where = ", ".join(roots)
         raise StateError(f"container {container_id} exists in several roots: {where}", "name one with --root")
     if roots:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return Container(roots[0], container_id, read_json(f"{container_dir(roots[0], container_id)}/state.json"))
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if os.listdir(container_dir(roots[0], container_id)):
+        directory = container_dir(roots[0], container_id)
+        try:
+            return Container(roots[0], container_id, read_json(f"{directory}/state.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            if _names(directory):
                 raise StateError(f"the record of container {container_id} is not in its folder",
-                                 "remove the container with 'delete --force'")
+                                 "remove the container with 'delete --force'") from None
     raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id})
 
 
 def remove_container(container: Container) -> None:
     """Remove the record, in one step: nobody sees a part of it."""
     aside = f"{container.root}/{_OLD}{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    with suppress(FileNotFoundError):
+    _remove_tree(aside)
+    try:
         os.rename(container.dir, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    except FileNotFoundError:
+        return
+    _remove_tree(aside)
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a record's folder, as far as it goes; nothing is no error.  It holds files only."""
+    for name in _names(path):
+        try:
+            os.unlink(f"{path}/{name}")
+        except OSError:  # whatever a damaged one may hold
+            import shutil
+
+            shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass
+
+
+def _names(directory: str) -> list[str]:
+    """What is in a folder; nothing, if there is none."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:
     """Every container of ``root`` ("": of all known roots), damaged ones as their error."""
     for each in [root] if root else known_roots():
-        try:
-            names = sorted(os.listdir(each))
-        except FileNotFoundError:
-            continue
-        for name in names:
+        for name in sorted(_names(each)):
             try:
                 yield name, Container(each, name, read_json(f"{each}/{name}/state.json"))
             except (FileNotFoundError, NotADirectoryError):
@@ -293,20 +341,23 @@ def _register_root(root: str) -> None:
         return
     index = f"{RUN_DIR}/roots"
     os.makedirs(index, mode=0o700, exist_ok=True)
-    with suppress(FileExistsError):
-        os.symlink(root, f"{index}/{hashlib.sha256(root.encode()).hexdigest()[:20]}")
+    try:
+        os.symlink(root, f"{index}/{_digest(root)}")
+    except FileExistsError:
+        pass
 
 
 def known_roots() -> list[str]:
     """The default root and every other one in use; forgotten ones are dropped."""
     roots = [DEFAULT_ROOT]
     index = f"{RUN_DIR}/roots"
-    with suppress(FileNotFoundError):
-        for name in sorted(os.listdir(index)):
-            with suppress(OSError):
-                root = os.readlink(f"{index}/{name}")
-                if os.path.isdir(root):
-                    roots.append(root)
-                else:
-                    os.unlink(f"{index}/{name}")
+    for name in sorted(_names(index)):
+        try:
+            root = os.readlink(f"{index}/{name}")
+            if os.path.isdir(root):
+                roots.append(root)
+            else:
+                os.unlink(f"{index}/{name}")
+        except OSError:  # another verb has dropped it
+            pass
     return roots

@@ -18,21 +18,25 @@ FDS        file descriptors as SCM_RIGHTS, payload: their number as u32; they
            belong to the REQUEST that follows
 =========  ======================================================================
 
-Standard library only: hot verbs and shims import this.
+Hot verbs and shims import this, so it takes sockets from ``_socket``: the
+:mod:`socket` module wraps them in enumerations, which takes as long as a third
+of an interpreter's start.
 """
 
 from __future__ import annotations
 
-import array
-import json
+import _socket
 import os
-import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 from kata.errors import BY_KIND, GuestError, HostError, KataError, ProxyGone
+from kata.jsontext import dumps, loads
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
 VERSION = 1
 MAX_PAYLOAD = 4 << 20
@@ -59,7 +63,7 @@ def pack(kind: int, payload: bytes = b"", flags: int = 0) -> bytes:
 
 
 def pack_json(kind: int, value: dict[str, Any]) -> bytes:
-    return pack(kind, json.dumps(value, separators=(",", ":")).encode())
+    return pack(kind, dumps(value).encode())
 
 
 def pack_data(stream: int, offset: int, data: bytes, eof: bool = False) -> bytes:
@@ -82,7 +86,7 @@ def unpack_data(payload: bytes) -> tuple[int, bytes]:
 
 
 def unpack_error(payload: bytes) -> KataError:
-    value = json.loads(payload)
+    value = loads(payload)
     kind = value["kind"]
     if kind == GuestError.kind:
         return GuestError(value["text"], value["hint"], code=value["code"])
@@ -118,23 +122,23 @@ class Decoder:
             del buffer[:start]
 
 
-def send_fds(sock: socket.socket, fds: Sequence[int]) -> None:
+def send_fds(sock: _socket.socket, fds: Sequence[int]) -> None:
     """Send ``fds`` ahead of a request."""
     for i in range(0, len(fds), FDS_PER_FRAME):
-        batch = array.array("i", fds[i : i + FDS_PER_FRAME])
+        batch = fds[i : i + FDS_PER_FRAME]
         frame = pack(FDS, COUNT.pack(len(batch)))
-        sent = sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, batch)])
+        sent = sock.sendmsg([frame], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(batch)}i", *batch))])
         if sent < len(frame):
             sock.sendall(frame[sent:])
 
 
 def take_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     """File descriptors out of what ``recvmsg`` returned."""
-    fds = array.array("i")
+    fds: list[int] = []
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds += struct.unpack_from(f"{len(data) // 4}i", data)
+    return fds
 
 
 class Client:
@@ -144,7 +148,7 @@ class Client:
     """
 
     def __init__(self, path: str, timeout: float = 30.0) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock = UnixSocket()
         self.sock.settimeout(timeout)
         try:
             self.sock.connect(path)
@@ -179,7 +183,7 @@ class Client:
                         raise unpack_error(payload)
                     if kind != REPLY:
                         raise ProtocolError(f"expected the reply to {op}, got a frame of type {kind}")
-                    reply: dict[str, Any] = json.loads(payload)
+                    reply: dict[str, Any] = loads(payload)
                     return reply
         except TimeoutError as e:
             raise HostError(f"the sandbox's proxy did not answer '{op}' within {timeout:g} s",
@@ -193,12 +197,25 @@ def close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def listening_socket(path: str) -> socket.socket:
+class UnixSocket(_socket.socket):
+    """A stream socket, closed on exec; what runs an event loop makes a ``socket.socket`` of its descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+
+    def __enter__(self) -> UnixSocket:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def listening_socket(path: str) -> UnixSocket:
     """A unix socket bound to ``path`` with mode 0600, listening.
 
     :raise HostError: the path cannot be bound.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = UnixSocket()
     try:
         sock.bind(path)
         os.chmod(path, 0o600)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from kata import state
 from kata.errors import ProxyGone, WrongState
 from kata.log import Log
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
+    from typing import Any
+
     from kata.contract import Backend, InvocationOptions
     from kata.wire import Client
 

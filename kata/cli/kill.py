@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-
 from kata.cli.context import Context
 from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import UsageError, WrongState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:  # without the enumerations that the library wraps it in, which take milliseconds
+    import _signal as signal
 
 VERB = Verb(
     "Send a signal (a name, with or without SIG, or a number) to the first process of a container.",
@@ -38,9 +42,9 @@ def signal_number(text: str) -> int:
     name = name if name.startswith("SIG") else f"SIG{name}"
     base, plus, offset = name.replace("SIGRTMIN+", "RTMIN+").partition("+")
     if plus and base == "RTMIN" and offset.isdigit() and int(offset) <= MAX_SIGNAL - signal.SIGRTMIN:
-        return signal.SIGRTMIN + int(offset)
-    try:
-        return int(signal.Signals[name])
-    except KeyError:
+        return int(signal.SIGRTMIN) + int(offset)
+    number = None if name.startswith("SIG_") else getattr(signal, name, None)
+    if not isinstance(number, int):
         raise UsageError(f"Signal {text} is not supported", "name one that kill -l lists, or a number from 1 to 64",
-                         kind="unknown-signal", values={"signal": text}) from None
+                         kind="unknown-signal", values={"signal": text})
+    return number

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
 
 from kata import state
 from kata.cli.context import Context
 from kata.cli.table import FLAG, Namespace, Option, Verb
 from kata.errors import StateError
+from kata.jsontext import dumps
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from typing import Any
 
 VERB = Verb(
     "List containers. A broken one is a warning and does not hide the others.",
@@ -38,7 +41,7 @@ def run(context: Context, args: Namespace) -> int:
         for entry in entries:
             print(entry["id"])
     elif args["format"] == "json":
-        print(json.dumps(entries) if entries else "null")
+        print(dumps(entries) if entries else "null")
     else:
         _table(entries, ["flavor", "sandbox", "root"] if args["kata_all"] else [])
     return 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from kata.cli.context import Context
 from kata.cli.table import Argument, Namespace, Verb
+from kata.jsontext import dumps
 
 VERB = Verb("Print the state of a container as JSON.", arguments=[Argument("id")])
 
@@ -14,5 +13,13 @@ KEYS = ("ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "ann
 
 def run(context: Context, args: Namespace) -> int:
     record = context.container(args["id"]).view()
-    print(json.dumps({key: record[key] for key in KEYS}, indent=2))
+    lines = [f"  {dumps(key)}: {_indented(record[key])}" for key in KEYS]
+    print("{\n" + ",\n".join(lines) + "\n}")
     return 0
+
+
+def _indented(value: object) -> str:
+    if not isinstance(value, dict) or not value:
+        return dumps(value)
+    lines = [f"    {dumps(key)}: {dumps(item)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n  }"

@@ -9,8 +9,14 @@ left to click.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Namespace = dict[str, Any]
+else:
+    Namespace = dict
 
 FLAG = "flag"
 VALUE = "value"
@@ -18,7 +24,6 @@ INT = "int"
 MANY = "many"  #: may be given again; a tuple
 OPTIONAL = "optional"  #: a flag that may carry a value: --x or --x=value
 
-Namespace = dict[str, Any]
 
 
 class Option:

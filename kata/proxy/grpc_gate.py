@@ -34,7 +34,7 @@ class AgentSocket:
         self.sandbox = sandbox
         with suppress(FileNotFoundError):
             os.unlink(path)
-        self._listener = listening_socket(path)
+        self._listener = socket.socket(fileno=listening_socket(path).detach())
         self._listener.setblocking(False)
         self._server: Any = None
         self._starting = asyncio.Lock()

@@ -21,7 +21,7 @@ ROOTS = {"kata": HERE / "kata", "kata_agent": HERE / "agent" / "kata_agent",
 #: The table.  A unit is a module or a package with all that is in it.
 LAYERS = [
     # 0: nothing of ours below
-    ["kata.errors", "kata.log", "kata.build", "kata_agent.linux"],
+    ["kata.errors", "kata.jsontext", "kata.log", "kata.build", "kata_agent.linux"],
     # 1: data, files, processes
     ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
      "kata.process", "kata.spawn"],
@@ -38,6 +38,7 @@ LAYERS = [
 ]
 #: Imports within a layer, and why.
 BESIDE = {
+    ("kata.log", "kata.jsontext"): "a line may be JSON",
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
     ("kata.joining", "kata.network"): "a sandbox is found by its network namespace",
     ("kata.guestspec", "kata.seccomp"): "a plan holds the compiled filter",
