@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,11 @@ IMAGE = "busybox:test"
 class Docker:
     """dockerd with the runtime under test as its default; `docker` to drive it."""
 
-    def __init__(self, runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, options: Sequence[str] = (),
+        others: Mapping[str, list[str]] | None = None,
+    ) -> None:  # fmt: skip
+        """:param others: further runtimes by name, each its path and arguments."""
         self.tag = tag
         self.runtime = runtime
         self.run_dir = run_dir / "d"
@@ -42,7 +46,6 @@ class Docker:
             "--data-root", str(self.data_dir / "data"),
             "--exec-root", str(self.run_dir / "x"),
             "--pidfile", str(self.run_dir / "docker.pid"),
-            "--add-runtime", f"tested={runtime.path}",
             "--default-runtime", "tested",
             "--cgroup-parent", self.cgroup_parent,
             "--exec-opt", "native.cgroupdriver=cgroupfs",
@@ -53,7 +56,9 @@ class Docker:
             "--config-file", str(self.run_dir / "daemon.json"),
             *options,
         ]  # fmt: skip
-        (self.run_dir / "daemon.json").write_text("{}")
+        runtimes = {"tested": [runtime.path], **(others or {})}
+        config = {"runtimes": {name: {"path": argv[0], "runtimeArgs": argv[1:]} for name, argv in runtimes.items()}}
+        (self.run_dir / "daemon.json").write_text(json.dumps(config))
         self.daemon = Daemon("dockerd", self.netns.argv(*argv), self.run_dir / "dockerd.log")
         self.namespace_files = set(leaks.netns([""]))
 

@@ -1,0 +1,22 @@
+"""The sections, in the order in which they are measured and shown.
+
+Each module has ``TITLE`` and ``measure(world, section)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.figures import Section
+from bench.sections import docker, memory, runs, starts, verbs
+from bench.world import World
+
+
+class Entry(NamedTuple):
+    title: str
+    measure: Callable[[World, Section], None]
+
+
+SECTIONS = {module.__name__.rpartition(".")[2]: Entry(module.TITLE, module.measure)
+            for module in (runs, verbs, docker, starts, memory)}
