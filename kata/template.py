@@ -71,7 +71,7 @@ class Template(NamedTuple):
 
 
 def open_template(plan: SandboxPlan) -> Template | None:
-    """The template for ``plan``, or None if there is none yet."""
+    """The template for ``plan``, or None if there is none that is whole."""
     directory = f"{plan.template_path}/{key(plan)}"
     opened: list[int] = []
     try:
@@ -79,6 +79,8 @@ def open_template(plan: SandboxPlan) -> Template | None:
             token = json.load(f)["channel_token"]
         for name in ("memory", "state"):
             opened.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        if os.fstat(opened[0]).st_size != plan.base_memory << 20:
+            raise ValueError("the memory is cut")
     except (OSError, ValueError, KeyError):
         for fd in opened:
             os.close(fd)
@@ -103,9 +105,15 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
     except OSError as e:
         raise HostError(f"cannot make {plan.template_path}: {e.strerror}") from e
     try:
-        if not _taken(lock, wait) or os.path.exists(f"{plan.template_path}/{name}"):
+        if not _taken(lock, wait):
             yield None
             return
+        found = open_template(plan)
+        if found is not None:
+            found.close()
+            yield None
+            return
+        shutil.rmtree(f"{plan.template_path}/{name}", ignore_errors=True)  # somebody has removed a part of it
         aside = f"{plan.template_path}/{name}{MAKING}"
         shutil.rmtree(aside, ignore_errors=True)  # of a maker that was killed
         os.mkdir(aside, 0o700)
@@ -115,6 +123,16 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         _drop_others(plan.template_path, name)
+    finally:
+        os.close(lock)
+
+
+def discard(plan: SandboxPlan) -> None:
+    """Remove the template for ``plan``, which does not work; the next start that boots has it made anew."""
+    lock = os.open(f"{plan.template_path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if _taken(lock, False):  # who is making one looks at the old one himself
+            shutil.rmtree(f"{plan.template_path}/{key(plan)}", ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kata import state
+from kata import state, template
 from kata.agent_client import AgentClient
 from kata.errors import HostError, KataError
 from kata.proxy.boot import BringUp, bring_up, take_over, warm_up
@@ -115,7 +115,8 @@ async def _restored(start: Start, machine: Machine) -> bool:
         await machine.restore(start.template.state)
         await machine.resume()
     except KataError as e:
-        log(f"the template does not work and is not used: {e}")
+        log(f"the template does not work and is removed: {e}")
+        template.discard(start.plan)
         await machine.kill()
         for name in ("channel.sock", "qmp.sock"):
             os.unlink(f"{start.directory}/{name}")
