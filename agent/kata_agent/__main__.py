@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from kata_agent import boot, log
+from kata_agent import boot, features, log
 from kata_agent.boot import Clock
 from kata_agent.channel import Channel
 from kata_agent.linux import syscalls as sc
@@ -42,6 +42,7 @@ def main() -> int:
     else:
         settings.is_guest = True
         cgroup = boot.guest(settings, clock)
+        features.require()
     for warning in settings.warnings:
         log.warning(warning)
     serve(loop, settings, clock, cgroup)

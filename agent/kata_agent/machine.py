@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 
-from kata_agent import __version__, storage
+from kata_agent import __version__, features, storage
 from kata_agent.blockdev import HANDLERS as DEVICE_HANDLERS
 from kata_agent.cgroup import memory, read
 from kata_agent.errors import AgentError, internal, invalid
@@ -169,8 +169,6 @@ def set_hostname(name: str) -> None:
 
 def status(sandbox: Sandbox) -> guest_pb2.GuestStatusResponse:
     """Memory, processors, kernel, boot."""
-    from kata_agent import features
-
     total, available = memory()
     return guest_pb2.GuestStatusResponse(
         mem_total=total,

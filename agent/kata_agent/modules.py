@@ -125,7 +125,7 @@ def matches(pattern: str, text: str) -> bool:
 
 
 def load_named(name: str, parameters: Sequence[str]) -> None:
-    """Load a module by name, with those it depends on (modules.dep).
+    """Load a module by name, with those it depends on (modules.dep); what is built in is there already.
 
     :raise AgentError: INVALID_ARGUMENT; INTERNAL, there is none or it cannot be loaded.
     """
@@ -133,7 +133,7 @@ def load_named(name: str, parameters: Sequence[str]) -> None:
         raise invalid(f"{name!r} is no name of a kernel module")
     folder = f"{_ROOT}/{os.uname().release}"
     wanted = name.replace("-", "_")
-    if os.path.isdir(f"/sys/module/{wanted}"):
+    if os.path.isdir(f"/sys/module/{wanted}") or wanted in _builtin(folder):
         return
     for path, needs in _dependencies(folder):
         if _module_name(path) == wanted:
@@ -145,6 +145,15 @@ def load_named(name: str, parameters: Sequence[str]) -> None:
                 raise internal(f"kernel module {name}: {error.strerror}") from None
             return
     raise internal(f"kernel module {name}: the guest has none in {folder}")
+
+
+def _builtin(folder: str) -> set[str]:
+    """Names of what is part of the kernel itself (modules.builtin)."""
+    try:
+        with open(f"{folder}/modules.builtin", encoding="utf-8") as file:
+            return {_module_name(line.strip()) for line in file}
+    except FileNotFoundError:
+        return set()
 
 
 def _module_name(path: str) -> str:

@@ -70,10 +70,3 @@ def test_zstd_initrd_is_small(kernel: store.Asset, initrd: store.Asset) -> None:
 def test_selected_assets_are_as_built(kernel: store.Asset, initrd: store.Asset) -> None:
     store.verify(kernel)
     store.verify(initrd)
-
-
-def test_packed_module_loads_when_asked_for(oci: Oci, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = tmp_path / "configuration.toml"
-    config.write_text('[agent.kata]\nkernel_modules = ["xfs"]\n')
-    monkeypatch.setenv("KATA_CONF_FILE", str(config))
-    assert "\txfs" in oci.run(oci.bundle("cat /proc/filesystems")).ok().out

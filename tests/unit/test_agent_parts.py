@@ -252,6 +252,17 @@ def test_module_aliases(pattern: str, text: str, fits: bool) -> None:
     assert modules.matches(pattern, text) is fits
 
 
+def test_a_module_that_is_built_in_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / os.uname().release
+    folder.mkdir()
+    (folder / "modules.dep").write_text("")
+    (folder / "modules.builtin").write_text("kernel/fs/some-fs/some-fs.ko\n")
+    monkeypatch.setattr(modules, "_ROOT", str(tmp_path))
+    modules.load_named("some_fs", ())
+    with pytest.raises(AgentError, match="kernel module other_fs: the guest has none in"):
+        modules.load_named("other_fs", ())
+
+
 def test_cpu_lists() -> None:
     assert identity.cpu_list("0-2,5") == {0, 1, 2, 5}
     for bad in ("2-1", "x", "0-", "9999999"):

@@ -14,6 +14,7 @@ from kata.assets.packages import Package
 from kata.assets.progress import Progress
 from kata.errors import HostError
 from kata.process import follow
+from kata_agent import features
 
 
 @pytest.fixture
@@ -47,6 +48,13 @@ class TestFragments:
         (fragments / "b.config").write_text(text)
         with pytest.raises(HostError, match=re.escape(says)):
             options.fragments()
+
+    def test_the_agent_knows_the_same_options(self) -> None:
+        """What the agent names at boot is what ``kata kernel select`` asks for."""
+        required = {o.name for o in options.fragments() if o.reason}
+        tables = [o for o, _, _ in features._VITAL + features._MACHINE]
+        tables += [*features._CONTROLLERS.values(), *features._NAMESPACES.values(), *features._FILE_SYSTEMS.values()]
+        assert set(tables) <= required
 
 
 class TestBuild:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kata_agent import files, log, machine, ps, stats
+from kata_agent import features, files, log, machine, ps, stats
 from kata_agent import storage as storages
 from kata_agent.container import Container
 from kata_agent.errors import AgentError, invalid, precondition, unsupported
@@ -76,7 +76,7 @@ class AgentService:
         def failed(error: BaseException) -> None:
             sandbox.forget(container)
             container.give_back()
-            call.fail_with(error)
+            call.fail_with(features.explained(error, sandbox.cgroups.controllers))
 
         def mounted(error: AgentError | None) -> None:
             if error is not None:
