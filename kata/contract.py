@@ -6,18 +6,21 @@ reads its own configuration language and turns an OCI bundle into frozen
 plan and knows no flavor.  A difference between two flavors is therefore a
 difference between two plans, and a plan can be tested without a VM.
 
-Every plan is a frozen dataclass of JSON types (``str int bool tuple dict`` and
+Every plan is a frozen record of JSON types (``str int bool tuple dict`` and
 other plans), so that it can be hashed, stored, sent to the proxy and compared.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
 
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, ClassVar
+
     from kata.oci import Bundle
 
 CONTRACT_VERSION = 1
@@ -26,8 +29,7 @@ CONTRACT_VERSION = 1
 # --- capabilities: data, everything False by default ---------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Record):
     """What a flavor can do; the engine asks before it calls."""
 
     templates: bool = False  #: may boot from a VM saved after its agent was ready
@@ -44,8 +46,7 @@ class Capabilities:
 # --- what a flavor read from its configuration ----------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeConfig:
+class RuntimeConfig(Record):
     """Settings of one invocation, whatever language they were written in.
 
     ``sources`` names, in order, what was read (files, environment variables,
@@ -97,16 +98,15 @@ class RuntimeConfig:
     debug_runtime: bool = False
     experimental: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)  #: a flavor's own keys
+    extra: Mapping[str, Any] = {}  #: a flavor's own keys
 
 
-@dataclass(frozen=True, slots=True)
-class InvocationOptions:
+class InvocationOptions(Record):
     """What the command line, the environment and the host gave the backend."""
 
     config_path: str = ""  #: --kata-config, --cc-config
-    options: Mapping[str, str] = field(default_factory=dict)  #: flavor options
-    environ: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = {}  #: flavor options
+    environ: Mapping[str, str] = {}
     host_cpus: int = 1
     host_memory: int = 0  #: MiB
     kvm_usable: bool = False
@@ -120,8 +120,7 @@ class InvocationOptions:
 # --- plans ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MachinePlan:
+class MachinePlan(Record):
     """One QEMU machine.  Memory in MiB."""
 
     qemu_path: str
@@ -151,8 +150,7 @@ class MachinePlan:
     debug: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxPlan:
+class SandboxPlan(Record):
     """One sandbox: a machine, its network and how it starts."""
 
     id: str
@@ -174,8 +172,7 @@ class SandboxPlan:
     pool_path: str = ""  #: where a machine is claimed; "" = nowhere
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Record):
     """A host directory or file that appears in the guest.
 
     The engine opens ``source`` (a clone of its mount, taken by file
@@ -190,8 +187,7 @@ class Share:
     propagation: str = "private"  #: private | slave: mounts made later below ``source`` appear too
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Record):
     """A host block device (or a regular file) attached to the guest."""
 
     source: str
@@ -203,8 +199,7 @@ class Disk:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerPlan:
+class ContainerPlan(Record):
     """One container in a sandbox.
 
     ``spec`` is the OCI configuration as the guest gets it: paths of shares
@@ -230,8 +225,7 @@ class ContainerPlan:
     warnings: tuple[str, ...]  #: OCI features that do not hold, by name
 
 
-@dataclass(frozen=True, slots=True)
-class ResizePlan:
+class ResizePlan(Record):
     """vCPUs and memory (MiB) a sandbox should have."""
 
     vcpus: int

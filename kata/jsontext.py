@@ -2,13 +2,16 @@
 
 ``import json`` brings :mod:`re` and :mod:`enum` along, which together cost as
 much as the bare interpreter's start.  The compiled parts that the package is
-made of are used directly here; where an interpreter lacks them, the package is.
+made of are used directly here.
 """
 
 from __future__ import annotations
 
+from _json import encode_basestring_ascii, make_encoder, make_scanner
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["dumps", "loads"]
@@ -27,35 +30,34 @@ class _Settings:
 
     strict = True
     object_hook = None
-    object_pairs_hook = None
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None
     parse_float = float
     parse_int = int
     parse_constant = staticmethod(_constant)
 
 
-try:
-    from _json import encode_basestring_ascii, make_encoder, make_scanner
-except ImportError:  # another implementation of Python
-    import json
-
-    _scan: Any = json.JSONDecoder(parse_constant=_constant).scan_once  # type: ignore[attr-defined]
-    _encode: Any = json.JSONEncoder(separators=(",", ":")).iterencode
-else:
-    _scan = make_scanner(_Settings)  # type: ignore[arg-type]
-    # As json.JSONEncoder(separators=(",", ":")) makes it, but that a cycle ends as a RecursionError.
-    _encode = make_encoder(None, _unknown, encode_basestring_ascii, None, ":", ",", False, False, True)
+#: As in json.JSONDecoder, and as json.JSONEncoder(separators=(",", ":")), but that a cycle ends as a RecursionError.
+_scanner: Any = make_scanner
+_scan = _scanner(_Settings())
+_encode = make_encoder(None, _unknown, encode_basestring_ascii, None, ":", ",", False, False, True)
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value that ``text`` (UTF-8) holds.
 
+    :param pairs: makes what stands for an object of its keys and values.
     :raise ValueError: it is not JSON; NaN and infinities are not either.
     """
+    scan = _scan
+    if pairs is not None:
+        settings = _Settings()
+        settings.object_pairs_hook = pairs
+        scan = _scanner(settings)
     if isinstance(text, bytes):
         text = text.decode()
     text = text.strip(" \t\r\n")
     try:
-        value, end = _scan(text, 0)
+        value, end = scan(text, 0)
     except StopIteration as e:
         raise ValueError(f"no JSON value at character {e.value}") from None
     if end != len(text):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from kata.record import Record
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, TypeVar
+
+    T = TypeVar("T", bound=Record)
 
 
-def to_json(plan: Any) -> dict[str, Any]:
+def to_json(plan: Record) -> dict[str, Any]:
     """A plan as plain dicts and lists."""
-    result: dict[str, Any] = dataclasses.asdict(plan)
-    return result
+    return {name: _plain(value) for name, value in plan.__dict__.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return to_json(value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -22,27 +32,16 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
 
     :raise ValueError: a field is missing or unknown.
     """
-    hints = _hints(cls)
-    unknown = set(data) - set(hints)
-    missing = set(hints) - set(data)
+    unknown = sorted(set(data) - set(cls.FIELDS))
+    missing = sorted(set(cls.FIELDS) - set(data))
     if unknown or missing:
-        raise ValueError(f"{cls.__name__}: unknown fields {sorted(unknown)}, missing fields {sorted(missing)}")
-    return cls(**{name: _value(hints[name], data[name]) for name in hints})
+        raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
+    return cls(**{name: _value(annotation, data[name]) for name, annotation in cls.FIELDS.items()})
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    namespace = {**vars(typing), "Mapping": Mapping, "Sequence": Sequence, "Any": Any}
-    hints = typing.get_type_hints(cls, localns=namespace)
-    return {k: v for k, v in hints.items() if k in names}
-
-
-def _value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_json(hint, value)
-    if typing.get_origin(hint) is tuple:
-        (item, *_rest) = typing.get_args(hint)
+def _value(annotation: str, value: Any) -> Any:
+    if annotation.startswith("tuple["):
+        item = annotation.removeprefix("tuple[").removesuffix(", ...]")
         return tuple(_value(item, v) for v in value)
-    if isinstance(hint, types.UnionType) and value is not None:
-        return _value(typing.get_args(hint)[0], value)
-    return value
+    record = Record.NAMED.get(annotation)
+    return value if record is None else from_json(record, value)

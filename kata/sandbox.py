@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from kata import OCI_VERSION, cgroups, pool, state
@@ -29,6 +28,7 @@ from kata.log import Log, rfc3339
 from kata.network import netns
 from kata.oci import Bundle
 from kata.planjson import to_json
+from kata.record import replace
 from kata.revive import revive
 from kata.storage.clone import clone_mount
 from kata.storage.view import close_view, enter_view, open_view

@@ -11,7 +11,6 @@ A template is a directory ``PATH/KEY`` with ``memory``, ``state`` and
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 from kata.contract import MachinePlan, SandboxPlan
 from kata.errors import HostError
 from kata.planjson import to_json
+from kata.record import replace
 
 FORMAT = 1
 MAKING = ".making"
@@ -31,7 +31,7 @@ MAKING = ".making"
 
 def base_machine(plan: SandboxPlan) -> MachinePlan:
     """The machine a template is made of: the sandbox's before any container adds to its size."""
-    return dataclasses.replace(plan.machine, vcpus=plan.base_vcpus, memory=plan.base_memory)
+    return replace(plan.machine, vcpus=plan.base_vcpus, memory=plan.base_memory)
 
 
 def key(plan: SandboxPlan) -> str:

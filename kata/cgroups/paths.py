@@ -7,17 +7,16 @@ for runc (runtime-spec, config-linux.md, "Cgroups Path").
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from kata.errors import BundleError, HostError, UnsupportedError
+from kata.record import Record
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _OPTIONS = ("rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode")
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(Record):
     """One mounted hierarchy."""
 
     mount: str

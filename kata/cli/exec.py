@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from kata import state
 from kata.cli.context import Context
@@ -12,7 +11,10 @@ from kata.cli.create import CONSOLE_SOCKET, PID_FILE, check_fds
 from kata.cli.table import FLAG, INT, MANY, Argument, Namespace, Option, Verb
 from kata.errors import UnsupportedError, UsageError, WrongState
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
+    from typing import Any
+
     from kata.wire import Client
 
 #: How long an exec may wait for its paused container to be resumed, seconds; runc has no limit.
@@ -55,7 +57,7 @@ def run(context: Context, args: Namespace) -> int:
                          values={"id": container.id, "status": container.status(), "verb": "exec"})
     made = state.read_json(f"{container.dir}/process.json")
     process = _process(context, args, made["process"])
-    from kata.guestspec.extras import exec_extras
+    from kata.oci.extras import exec_extras
 
     extras: dict[str, Any] = {"process": exec_extras(process, made["extras"])}
     if args["cgroup"]:

@@ -9,7 +9,6 @@ line and the nearest known name.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -19,6 +18,7 @@ from kata.config import document
 from kata.config.keys import Key, Language, from_text
 from kata.contract import RuntimeConfig
 from kata.errors import ConfigError
+from kata.record import replace
 
 DROP_INS = "config.d"
 
@@ -129,7 +129,7 @@ class Settings:
         extra = {k.removeprefix("extra."): v for k, v in self.values.items() if k.startswith("extra.")}
         if self.notes:
             extra["notes"] = tuple(self.notes)
-        config = dataclasses.replace(RuntimeConfig(), **values, extra=extra, sources=tuple(self.sources))
+        config = replace(RuntimeConfig(), **values, extra=extra, sources=tuple(self.sources))
         self._cross_check(config)
         return config
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
 from kata.errors import UnsupportedError
 from kata.guestspec.devices import Devices
-from kata.guestspec.extras import container_extras, exec_extras, process_extras
 from kata.guestspec.host import FileSystem, Host
 from kata.guestspec.mounts import SHARED, Mounts
 from kata.oci import Bundle
+from kata.oci.extras import container_extras, exec_extras, process_extras
 
 __all__ = ["FileSystem", "GuestSpec", "Host", "build", "container_plan", "exec_extras", "memory_of", "process_extras",
            "vcpus_of"]
@@ -103,7 +103,7 @@ def container_plan(config: RuntimeConfig, bundle: Bundle, *, sandbox_id: str, ro
                    guest_process_at: str, pause_scope: str, host: Host | None = None) -> ContainerPlan:
     """The plan of a container, for a flavor that sizes its sandbox by Kata's rules.
 
-    Other flavors use :func:`dataclasses.replace` on it.
+    Other flavors use :func:`kata.record.replace` on it.
     """
     guest = build(config, bundle, host)
     if guest_process_at == "start":

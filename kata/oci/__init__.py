@@ -3,23 +3,23 @@
 :func:`load` is the way in.  It treats the file as hostile: size, depth, types,
 encodings and paths are checked before anything acts on them, and every failure
 is a :class:`~kata.errors.KataError` that names the place, such as
-``process.args[1]``.  Only ``json``, ``os`` and ``stat`` are imported: each verb
-that creates something pays for this module.
+``process.args[1]``.  Only ``os`` and ``stat`` are imported, and ``json`` by who
+reads a file: each verb that creates something pays for this module.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 
 from kata.errors import BundleError
+from kata.jsontext import loads
 from kata.oci import check, schema, support
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import Any
 
 #: Bytes a configuration may have.  What becomes of it has to fit one message of 4 MiB
 #: to the guest, and a kernel takes 2 MiB of arguments and environment at most.
@@ -212,22 +212,30 @@ def parse(data: bytes, name: str, notes: list[str] | None = None) -> dict[str, A
         return value
 
     try:
-        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=_constant)
+        text = data.decode()
+        value = loads(text, unique)
     except UnicodeDecodeError as e:
         raise BundleError(f"{name} is not UTF-8: byte {e.start} is {data[e.start]:#04x}") from e
     except RecursionError as e:
         raise BundleError(f"{name} is nested too deeply") from e
-    except json.JSONDecodeError as e:
-        raise BundleError(f"{name}: line {e.lineno}, column {e.colno}: {e.msg}") from e
     except ValueError as e:
-        raise BundleError(f"{name}: {e}") from e
+        raise BundleError(f"{name}: {_wrong_json(text, e)}") from e
     if not isinstance(value, dict):
         raise BundleError(f"{name}: an object is expected, found {check.describe(value)}")
     return value
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def _wrong_json(text: str, error: ValueError) -> str:
+    """Why a text is not JSON, and where."""
+    import json  # slow, and seldom needed
+
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as e:
+        return f"line {e.lineno}, column {e.colno}: {e.msg}"
+    except ValueError:
+        pass
+    return str(error)
 
 
 def _checked(rule: Callable[[Any, str, list[str]], None], value: Any, at: str, name: str) -> list[str]:

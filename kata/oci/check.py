@@ -10,12 +10,11 @@ is named in the notes instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-
 from kata.errors import BundleError
 
 TYPE_CHECKING = False  # as in typing, without importing it
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any
 
     Check = Callable[[Any, str, list[str]], None]

@@ -12,7 +12,6 @@ A name that begins with a dot is of a machine that is being made or ended.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -24,6 +23,7 @@ from contextlib import contextmanager, suppress
 from kata import state, template
 from kata.contract import SandboxPlan
 from kata.errors import HostError
+from kata.record import replace
 
 MAKING, ENDING = ".new-", ".old-"
 LOCK = "lock"  #: held by the keeper for as long as it lives; its pid is in it
@@ -38,7 +38,7 @@ def key(plan: SandboxPlan) -> str:
 
 def base_plan(plan: SandboxPlan) -> SandboxPlan:
     """The plan of a machine in the pool, before it is anybody's."""
-    return dataclasses.replace(plan, id="pool", machine=template.base_machine(plan), hostname="")
+    return replace(plan, id="pool", machine=template.base_machine(plan), hostname="")
 
 
 def machines(path: str) -> list[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 
 from kata.errors import BundleError, HostError
+from kata.record import Record
 from kata_agent.linux import syscalls
 
 #: How mounts made later below the source reach the clone; "shared" has no way back out of a machine.
@@ -25,8 +25,7 @@ _KINDS = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFSOCK: "socket", st
 _HARDENED = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Clone:
+class Clone(Record):
     """A detached copy of a mount; it vanishes when ``fd`` is closed before it was attached."""
 
     fd: int

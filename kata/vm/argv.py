@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kata.contract import MachinePlan
+from kata.record import Record
 
 #: How the guest finds its folder shared by the host (Kata 1.x's tag).
 SHARE_TAG = "kataShared"
@@ -12,8 +11,7 @@ CHANNEL = "agent.channel.0"
 CHANNEL_TOKEN = "agent.channel_token"
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
+class Endpoints(Record):
     """What QEMU is given beside its plan: file descriptors it inherits, and paths.
 
     ``channel`` and ``qmp`` are listening unix sockets, so that whoever connects

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kata.contract import MachinePlan
 from kata.errors import HostError
+from kata.record import Record
 from kata.spawn import spawn
 from kata.vm.argv import Endpoints, qemu_argv
 from kata.wire import listening_socket
@@ -20,16 +20,14 @@ CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOW
                 "CAP_SETFCAP")
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(Record):
     """A QEMU process just started, and how to reach it (paths in the sandbox's directory)."""
 
     pid: int
     channel_token: str
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Record):
     """A template's memory: ``shared`` while it is made, copied on write by its clones.
 
     By descriptor, so that a template removed meanwhile still serves those who have it open.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kata.contract import MachinePlan
+from kata.record import replace
 from kata.vm.argv import Endpoints, qemu_argv
 
 PLAN = MachinePlan(

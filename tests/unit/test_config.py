@@ -57,7 +57,7 @@ def test_shipped_file_loads_and_its_comments_show_the_defaults(path: Path, file:
     shown = read(file, re.sub(r"^#(\w+ = )", r"\1", text, flags=re.MULTILINE))
     extra = {k: v for k, v in shown.extra.items() if v}
     assert not extra, "a default that has a note, or is none"
-    for field in RuntimeConfig.__dataclass_fields__:
+    for field in RuntimeConfig.FIELDS:
         if field != "extra":
             assert getattr(shown, field) == getattr(config, field), field
 
@@ -74,7 +74,7 @@ def test_every_key_with_an_effect_is_in_the_shipped_file() -> None:
 def test_targets_are_fields() -> None:
     for table in kata1.LANGUAGE.values():
         for name, key in table.items():
-            assert key.target.startswith("extra.") or not key.target or key.target in RuntimeConfig.__dataclass_fields__
+            assert key.target.startswith("extra.") or not key.target or key.target in RuntimeConfig.FIELDS
             assert key.target or key.note or key.refused, f"{name} is parsed and ignored"
 
 

@@ -21,7 +21,7 @@ ROOTS = {"kata": HERE / "kata", "kata_agent": HERE / "agent" / "kata_agent",
 #: The table.  A unit is a module or a package with all that is in it.
 LAYERS = [
     # 0: nothing of ours below
-    ["kata.errors", "kata.jsontext", "kata.log", "kata.build", "kata_agent.linux"],
+    ["kata.errors", "kata.jsontext", "kata.log", "kata.record", "kata.build", "kata_agent.linux"],
     # 1: data, files, processes
     ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
      "kata.process", "kata.spawn"],

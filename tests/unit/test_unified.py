@@ -80,7 +80,7 @@ def test_accelerator(tmp_path: Path) -> None:
 
 
 def _dict(options: InvocationOptions) -> dict[str, Any]:
-    return {f: getattr(options, f) for f in InvocationOptions.__dataclass_fields__}
+    return {f: getattr(options, f) for f in InvocationOptions.FIELDS}
 
 
 def test_unknown_clock_is_left_to_the_guest(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping
-from typing import Any
+import binascii
 
 from kata.errors import UnsupportedError
-from kata.oci import Bundle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from kata.oci import Bundle
 
 _IO_CLASS = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 _PERSONALITY = {"LINUX": 0, "LINUX32": 8}  # personality(2)
@@ -17,7 +21,7 @@ def process_extras(process: Mapping[str, Any], bpf: bytes = b"", flags: int = 0)
     """``kata.v1.ProcessExtras`` of a process and its compiled seccomp filter."""
     extras: dict[str, Any] = {}
     if bpf:
-        extras["seccomp_bpf"] = base64.b64encode(bpf).decode()
+        extras["seccomp_bpf"] = binascii.b2a_base64(bpf, newline=False).decode()
         extras["seccomp_flags"] = flags
     user = process.get("user", {})
     if "umask" in user:
