@@ -71,6 +71,7 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
         (guest, guest_pb2.DESCRIPTOR, guest.Guest(sandbox)),
     ):
         server.register([files], module.SERVICE, handlers)
+    server.keep_apart(guest.SERVICE, "WriteStream", guest_pb2.WriteRequest.DATA_FIELD_NUMBER)
     _open(loop, sandbox, channel, clock)
     if settings.is_guest:
         # The balloon, the entropy device: nothing waits for them, and a container may be waiting for the processor.

@@ -11,14 +11,16 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 from kata_agent import log
 from kata_agent.loop import EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import ttrpc
 
-_CHUNK = 1 << 18  # bytes read at once
-_READS = 64  # chunks before the other descriptors have their turn
+_READS = 64  # before the other descriptors have their turn
+_LARGEST_WRITE = 32 << 10  # bytes that the driver of a port takes at once; a vector is written piece by piece
+_PIECES = 64  # of one write
 
 
 class Channel:
@@ -32,7 +34,7 @@ class Channel:
         self.on_frame: Callable[[ttrpc.Frame], None] = _ignore
         #: called when a new host end has greeted: requests of the old one must not be answered any more
         self.on_reset: Callable[[], None] = _nothing
-        self._out: deque[memoryview] = deque()
+        self._out: deque[bytes | memoryview] = deque()
         self._fd = -1
 
     def open_port(self, path: str) -> None:
@@ -62,11 +64,16 @@ class Channel:
 
         self._loop.add(listener.fileno(), EPOLLIN, accept)
 
-    def send(self, data: bytes) -> None:
-        """Queue a frame, and write what the channel takes."""
+    def send(self, frame: Sequence[bytes | memoryview]) -> None:
+        """Queue a frame, given in pieces, and write what the channel takes."""
         if self._fd < 0:
             return
-        self._out.append(memoryview(data))
+        for piece in frame:
+            if len(piece) <= _LARGEST_WRITE:
+                self._out.append(piece)
+            else:
+                view = memoryview(piece)
+                self._out.extend(view[at : at + _LARGEST_WRITE] for at in range(0, len(view), _LARGEST_WRITE))
         self._writable()
 
     # --- plumbing ------------------------------------------------------------------
@@ -89,32 +96,27 @@ class Channel:
 
     def _readable(self) -> None:
         fd = self._fd
-        if fd < 0:
-            return
-        # A port gives 4 KiB at a time: what follows costs more per piece than per byte.
-        pieces: list[bytes] = []
-        more = True
-        while more and len(pieces) < _READS:
+        for _ in range(_READS):
+            if self._fd != fd or fd < 0:
+                return
             try:
-                data = os.read(fd, _CHUNK)
+                count = os.readv(fd, self._decoder.pages())
             except BlockingIOError:
-                data = b""
+                return
             except OSError as error:
                 log.warning(f"channel: {error.strerror}")
-                data = b""
-            # Nothing: for now, or because no host end is there.
-            more = bool(data)
-            pieces.append(data)
-        self._take(b"".join(pieces))
-        if more and self._fd == fd:
-            self._loop.soon(self._readable)
+                return
+            if count == 0:
+                return  # no host end is there
+            self._take(self._decoder.received(count))
+        self._loop.soon(self._readable)
 
-    def _take(self, data: bytes) -> None:
-        for frame in self._decoder.feed(data):
+    def _take(self, frames: list[ttrpc.Frame]) -> None:
+        for frame in frames:
             if frame.type == ttrpc.RESET:
                 self._out.clear()
                 self.on_reset()
-                self.send(ttrpc.reset_frame(frame.payload))
+                self.send((ttrpc.reset_frame(bytes(frame.payload)),))
             else:
                 self.on_frame(frame)
 
@@ -122,7 +124,7 @@ class Channel:
         out = self._out
         while out and self._fd >= 0:
             try:
-                written = os.write(self._fd, out[0])
+                written = os.writev(self._fd, list(islice(out, _PIECES)))
             except BlockingIOError:
                 return
             except OSError as error:
@@ -130,10 +132,10 @@ class Channel:
                     log.warning(f"channel: {error.strerror}")
                 out.clear()
                 return
-            if written == len(out[0]):
-                out.popleft()
-            else:
-                out[0] = out[0][written:]
+            while out and written >= len(out[0]):
+                written -= len(out.popleft())
+            if written:
+                out[0] = memoryview(out[0])[written:]
 
 
 def _ignore(_frame: ttrpc.Frame) -> None:

@@ -7,7 +7,7 @@ call to answer later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -15,22 +15,25 @@ from google.protobuf.message import DecodeError, Message
 from kata_agent import log
 from kata_agent.errors import AgentError, describe
 from kata_agent.loop import Loop, Timer
-from kata_agent.protocol import codes, ttrpc
+from kata_agent.protocol import bulk, codes, ttrpc
 from kata_agent.protocol.ttrpc_pb2 import Request, Response
 
 _MAX_OUTSTANDING = 4096
+_REQUEST_PAYLOAD, _RESPONSE_PAYLOAD = 3, 2  # numbers of ttrpc.Request.payload and ttrpc.Response.payload
+_LARGE = 8 << 10  # bytes; below, copying a field is cheaper than looking for it
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from typing import Any
 
+    Bytes = bytes | memoryview
     Handler = Callable[[Any, "Call"], Message | None]
 
 
 class Call:
     """One request that waits for its answer.  Answering twice, or after the host end is gone, does nothing."""
 
-    __slots__ = ("_server", "_stream_id", "_timer", "alive", "method")
+    __slots__ = ("_server", "_stream_id", "_timer", "alive", "data", "method")
 
     def __init__(self, server: Server, stream_id: int, method: ttrpc.Method) -> None:
         self._server = server
@@ -38,15 +41,24 @@ class Call:
         self._timer: Timer | None = None
         self.method = method
         self.alive = True  #: an answer still matters
+        #: The bytes field that :meth:`Server.keep_apart` named, of a large request; valid until the handler returns.
+        self.data: Bytes = b""
 
-    def reply(self, message: Message) -> None:
-        """Answer with the response message."""
-        response = Response(payload=message.SerializeToString())
-        if len(response.payload) > ttrpc.MAX_PAYLOAD - 64:
-            text = f"the answer has {len(response.payload)} bytes, more than a frame takes"
-            self.fail(codes.RESOURCE_EXHAUSTED, text)
-            return
-        self._send(response)
+    def reply(self, message: Message, data: Sequence[Bytes] = (), field: int = 0) -> None:
+        """Answer with the response message.
+
+        :param data: pieces of its bytes field number ``field``, which are not copied.
+        """
+        size = sum(map(len, data))
+        payload = message.SerializeToString()
+        if data:
+            payload += bulk.head(field, size)
+        size += len(payload)
+        if size > ttrpc.MAX_PAYLOAD - 64:
+            self.fail(codes.RESOURCE_EXHAUSTED, f"the answer has {size} bytes, more than a frame takes")
+        elif self.alive:
+            self.drop()
+            self._server.answer(self._stream_id, bulk.head(_RESPONSE_PAYLOAD, size) + payload, data)
 
     def done(self) -> None:
         """Answer with an empty response."""
@@ -57,7 +69,9 @@ class Call:
         response = Response()
         response.status.code = code
         response.status.message = text
-        self._send(response)
+        if self.alive:
+            self.drop()
+            self._server.answer(self._stream_id, response.SerializeToString())
 
     def fail_with(self, error: BaseException) -> None:
         """Answer with what an exception says."""
@@ -82,25 +96,24 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _send(self, response: Response) -> None:
-        if not self.alive:
-            return
-        self.drop()
-        self._server.answer(self._stream_id, response)
-
 
 class Server:
     """Dispatches frames to handlers.
 
-    :param send: writes the bytes of one frame to the present host end.
+    :param send: writes the bytes of one frame, in pieces, to the present host end.
     """
 
-    def __init__(self, loop: Loop, send: Callable[[bytes], None]) -> None:
+    def __init__(self, loop: Loop, send: Callable[[Sequence[Bytes]], None]) -> None:
         self.loop = loop
         self._send = send
         self._methods: dict[tuple[str, str], tuple[ttrpc.Method, Handler]] = {}
         self._services: set[str] = set()
         self._calls: dict[int, Call] = {}
+        self._apart: dict[tuple[str, str], int] = {}
+
+    def keep_apart(self, service: str, rpc: str, field: int) -> None:
+        """Do not copy the bytes field number ``field`` of this rpc's large requests: it is :attr:`Call.data`."""
+        self._apart[service, rpc] = field
 
     def register(self, files: Iterable[FileDescriptor], service: str, handlers: object) -> None:
         """Serve ``service`` with the methods of ``handlers``.
@@ -124,9 +137,16 @@ class Server:
             log.warning(f"ignoring {frame}: only unary requests are served")
             return
         stream_id = frame.stream_id
+        payload: Bytes = frame.payload
+        large = len(payload) > _LARGE
         try:
-            request = Request.FromString(frame.payload)
-        except DecodeError:
+            if large:
+                envelope, payload = bulk.cut_out(memoryview(payload), _REQUEST_PAYLOAD)
+                request = Request.FromString(envelope)
+            else:
+                request = Request.FromString(bytes(payload))
+                payload = request.payload
+        except (DecodeError, bulk.WireError):
             self._refuse(stream_id, codes.INVALID_ARGUMENT, "the request is no ttRPC message")
             return
         entry = self._methods.get((request.service, request.method))
@@ -143,8 +163,11 @@ class Server:
         method, handler = entry
         call = self._calls[stream_id] = Call(self, stream_id, method)
         try:
-            message = method.request.FromString(request.payload)
-        except DecodeError:
+            apart = self._apart.get((request.service, request.method))
+            if large and apart is not None:
+                payload, call.data = bulk.cut_out(memoryview(payload), apart)
+            message = method.request.FromString(bytes(payload))
+        except (DecodeError, bulk.WireError):
             call.fail(codes.INVALID_ARGUMENT, f"the request is no {method.request.DESCRIPTOR.full_name}")
             return
         log.debug(f"request {stream_id} {method.name}")
@@ -153,25 +176,25 @@ class Server:
         except Exception as error:
             call.fail_with(error)
             return
+        finally:
+            call.data = b""
         if answer is not None:
             call.reply(answer)
         elif request.timeout_nano > 0:
             call.expire_after(request.timeout_nano / 1e9)
 
-    def answer(self, stream_id: int, response: Response) -> None:
-        """Send a response and forget the request."""
+    def answer(self, stream_id: int, response: bytes, data: Sequence[Bytes] = ()) -> None:
+        """Send a serialized response, which ends with ``data``, and forget the request."""
         self._calls.pop(stream_id, None)
-        self._send(ttrpc.encode(stream_id, ttrpc.RESPONSE, response.SerializeToString()))
+        size = len(response) + sum(map(len, data))
+        self._send((ttrpc.HEADER.pack(size, stream_id, ttrpc.RESPONSE, 0) + response, *data))
 
     def _refuse(self, stream_id: int, code: int, text: str) -> None:
+        """Answer a request that was never recorded."""
         response = Response()
         response.status.code = code
         response.status.message = text
-        self.answer_untracked(stream_id, response)
-
-    def answer_untracked(self, stream_id: int, response: Response) -> None:
-        """Send a response to a request that was never recorded."""
-        self._send(ttrpc.encode(stream_id, ttrpc.RESPONSE, response.SerializeToString()))
+        self._send((ttrpc.encode(stream_id, ttrpc.RESPONSE, response.SerializeToString()),))
 
 
 def snake_case(name: str) -> str:

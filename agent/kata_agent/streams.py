@@ -1,6 +1,6 @@
 """The streams of a process, counted in bytes from its start.
 
-Output is kept until the host has acknowledged it; when 1 MiB is unacknowledged
+Output is kept until the host has acknowledged it; when 2 MiB are unacknowledged
 the pipe is not read any more, so that the writer is held back.
 """
 
@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from kata_agent.errors import AgentError
 from kata_agent.loop import EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import codes
 
-LIMIT = 1 << 20  #: bytes of a stream that are kept
+LIMIT = 2 << 20  #: bytes of a stream that are kept
+MOST = 1 << 20  #: bytes given to one read, and taken by one write
 _CHUNK = 1 << 18  # bytes
+_SMALL = 1 << 12  # bytes; pieces of a stream are put together up to this size
 
-#: Called with (offset, data, end of stream) when a read can be answered; False = nobody waits any more.
-Sink = Callable[[int, bytes, bool], bool]
+#: Called with (offset, pieces of data, end of stream) when a read can be answered; False = nobody waits any more.
+Sink = Callable[[int, Sequence[bytes | memoryview], bool], bool]
 
 
 class OutStream:
@@ -27,8 +30,10 @@ class OutStream:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._fd = -1
-        self._data = bytearray()
-        self._base = 0  # offset of _data[0]
+        self._chunks: deque[bytes] = deque()  # as they were read: they go to the channel without a copy
+        self._base = 0  # offset of the first chunk
+        self._size = 0
+        self._acknowledged = 0
         self._cursor = 0  # where the next read without an offset starts
         self._waiters: list[tuple[int, int, Sink]] = []
         self._discarding = False
@@ -37,7 +42,7 @@ class OutStream:
     @property
     def end(self) -> int:
         """Offset after the last byte that came."""
-        return self._base + len(self._data)
+        return self._base + self._size
 
     def open(self, fd: int) -> None:
         """Take over the reading end ``fd``."""
@@ -56,7 +61,7 @@ class OutStream:
 
     def pull(self) -> None:
         """Take what is in the pipe now, as far as there is room."""
-        while self._fd >= 0 and len(self._data) < LIMIT and self._take():
+        while self._fd >= 0 and self._size < LIMIT and self._take():
             pass
 
     def discard(self, terminal: bool) -> None:
@@ -65,8 +70,9 @@ class OutStream:
         There is no such signal on a terminal: what comes there is read and forgotten.
         """
         self._discarding = True
-        self._base = self.end
-        self._data.clear()
+        self._base = self._acknowledged = self.end
+        self._chunks.clear()
+        self._size = 0
         if terminal:
             self._resume()
             self.eof = True
@@ -81,14 +87,15 @@ class OutStream:
         :raise AgentError: OUT_OF_RANGE, those bytes were acknowledged, or are beyond the next one.
         """
         if self._discarding:
-            sink(offset, b"", True)
+            sink(offset, (), True)
             return
-        if offset < self._base:
-            raise AgentError(codes.OUT_OF_RANGE, f"bytes before {self._base} were acknowledged, {offset} is asked for")
+        if offset < self._acknowledged:
+            raise AgentError(codes.OUT_OF_RANGE,
+                             f"bytes before {self._acknowledged} were acknowledged, {offset} is asked for")
         if offset > self.end:
             raise AgentError(codes.OUT_OF_RANGE, f"the stream has {self.end} bytes, {offset} is asked for")
         if not wait and offset == self.end and not self.eof:
-            sink(offset, b"", False)
+            sink(offset, (), False)
             return
         self._waiters.append((offset, max_len, sink))
         self._wake()
@@ -96,30 +103,31 @@ class OutStream:
     def read_next(self, max_len: int, sink: Sink) -> None:
         """Like :meth:`read`, where the last such read ended; acknowledges what that one got."""
         self.acknowledge(self._cursor)
-        self._cursor = max(self._cursor, self._base)
+        self._cursor = max(self._cursor, self._acknowledged)
 
-        def advance(offset: int, data: bytes, eof: bool) -> bool:
+        def advance(offset: int, data: Sequence[bytes | memoryview], eof: bool) -> bool:
             taken = sink(offset, data, eof)
             if taken:
-                self._cursor = offset + len(data)
+                self._cursor = offset + sum(map(len, data))
             return taken
 
         self.read(self._cursor, max_len, advance)
 
     def acknowledge(self, offset: int) -> None:
         """Forget bytes before ``offset``."""
-        count = min(offset, self.end) - self._base
-        if count > 0:
-            del self._data[:count]
-            self._base += count
-            self._resume()
+        self._acknowledged = max(self._acknowledged, min(offset, self.end))
+        while self._chunks and self._base + len(self._chunks[0]) <= self._acknowledged:
+            size = len(self._chunks.popleft())
+            self._base += size
+            self._size -= size
+        self._resume()
 
     def _resume(self) -> None:
-        if self._fd >= 0 and len(self._data) < LIMIT and not self._loop.watches(self._fd):
+        if self._fd >= 0 and self._size < LIMIT and not self._loop.watches(self._fd):
             self._loop.add(self._fd, EPOLLIN, self._readable)
 
     def _readable(self, _events: int) -> None:
-        if len(self._data) >= LIMIT:
+        if self._size >= LIMIT:
             # Off the loop altogether: a hang-up would be reported again and again.
             self._loop.remove(self._fd)
         else:
@@ -128,7 +136,7 @@ class OutStream:
     def _take(self) -> bool:
         """Read the pipe once; False when there was nothing."""
         try:
-            data = os.read(self._fd, min(_CHUNK, LIMIT - len(self._data)))
+            data = os.read(self._fd, min(_CHUNK, LIMIT - self._size))
         except BlockingIOError:
             return False
         except OSError as error:
@@ -139,7 +147,11 @@ class OutStream:
             self.close()
             return False
         if not self._discarding:
-            self._data += data
+            self._size += len(data)
+            if self._chunks and len(self._chunks[-1]) + len(data) <= _SMALL:
+                self._chunks[-1] += data  # an object each would take more memory than the bytes
+            else:
+                self._chunks.append(data)
             self._wake()
         return True
 
@@ -149,13 +161,28 @@ class OutStream:
             return
         waiting, self._waiters = self._waiters, []
         for offset, max_len, sink in waiting:
-            # Never negative: only bytes that are there can be acknowledged, and those have been handed out.
-            start = offset - self._base
-            if start >= len(self._data) and not self.eof:
+            if offset >= self.end and not self.eof:
                 self._waiters.append((offset, max_len, sink))
                 continue
-            data = bytes(memoryview(self._data)[start : start + max_len])
-            sink(offset, data, self.eof and start + len(data) >= len(self._data))
+            data, size = self._pieces(offset, max_len)
+            sink(offset, data, self.eof and offset + size >= self.end)
+
+    def _pieces(self, offset: int, max_len: int) -> tuple[list[bytes | memoryview], int]:
+        """What there is from ``offset``, at most ``max_len`` bytes of it; and how much that is."""
+        pieces: list[bytes | memoryview] = []
+        size = 0
+        skip = offset - self._base
+        for chunk in self._chunks:
+            if skip >= len(chunk):
+                skip -= len(chunk)
+                continue
+            if size == max_len:
+                break
+            piece = chunk if not skip and len(chunk) <= max_len - size else memoryview(chunk)[skip:][: max_len - size]
+            pieces.append(piece)
+            size += len(piece)
+            skip = 0
+        return pieces, size
 
 
 #: Called with (bytes received so far, the reader is gone).
@@ -169,7 +196,8 @@ class InStream:
         self._loop = loop
         self._fd = -1
         self._terminal = terminal
-        self._queue = bytearray()
+        self._queue: deque[bytes | memoryview] = deque()
+        self._queued = 0  # bytes
         self._waiters: list[tuple[int, Taken]] = []
         self._ending = False
         self.received = 0  #: bytes taken from the host
@@ -182,24 +210,29 @@ class InStream:
         self._fd = fd
         self._flush()
 
-    def write(self, offset: int, data: bytes, eof: bool, taken: Taken) -> None:
-        """Queue ``data``, which starts at ``offset``; ``taken`` is called when it is in the pipe.
+    def write(self, offset: int, data: bytes | memoryview, eof: bool, taken: Taken) -> None:
+        """Write ``data``, which starts at ``offset``; ``taken`` is called when it is in the pipe.
+
+        What the pipe does not take at once is copied: ``data`` is the caller's again when this returns.
 
         :raise AgentError: OUT_OF_RANGE, there would be a gap; RESOURCE_EXHAUSTED, too much is queued.
         """
         if offset > self.received:
             raise AgentError(codes.OUT_OF_RANGE, f"{self.received} bytes were received, these start at {offset}")
         fresh = data[self.received - offset :]
-        if len(self._queue) + len(fresh) > 4 * LIMIT:
-            raise AgentError(codes.RESOURCE_EXHAUSTED, f"{len(self._queue)} bytes of stdin are still queued")
+        if self._queued + len(fresh) > 2 * LIMIT:
+            raise AgentError(codes.RESOURCE_EXHAUSTED, f"{self._queued} bytes of stdin are still queued")
         if fresh and self._ending:
             raise AgentError(codes.FAILED_PRECONDITION, "stdin was closed")
         self.received += len(fresh)
         self._ending = self._ending or eof
-        if not self.closed:
-            self._queue += fresh
         self._waiters.append((self.received, taken))
+        if fresh and not self.closed:
+            self._queue.append(fresh)
+            self._queued += len(fresh)
         self._flush()
+        if self._queue and self._queue[-1] is fresh:
+            self._queue[-1] = bytes(fresh)
 
     def end(self) -> None:
         """Close stdin after what is queued."""
@@ -210,6 +243,7 @@ class InStream:
         """Close at once and drop what is queued."""
         self.closed = True
         self._queue.clear()
+        self._queued = 0
         if self._fd >= 0:
             self._loop.remove(self._fd)
             os.close(self._fd)
@@ -220,9 +254,10 @@ class InStream:
         self._flush()
 
     def _flush(self) -> None:
-        while self._queue and self._fd >= 0:
+        queue = self._queue
+        while queue and self._fd >= 0:
             try:
-                written = os.write(self._fd, memoryview(self._queue)[:LIMIT])
+                written = os.write(self._fd, queue[0])
             except BlockingIOError:
                 if not self._loop.watches(self._fd):
                     self._loop.add(self._fd, EPOLLOUT, self._writable)
@@ -234,7 +269,11 @@ class InStream:
                 self.broken = True
                 self.close()
                 return
-            del self._queue[:written]
+            self._queued -= written
+            if written == len(queue[0]):
+                queue.popleft()
+            else:
+                queue[0] = bytes(queue[0][written:])
         if self._fd >= 0:
             self._loop.remove(self._fd)
             # A terminal has no end of file of its own: whoever is at it types ^D.
@@ -246,7 +285,7 @@ class InStream:
     def _wake(self) -> None:
         if not self._waiters:
             return
-        done = self.received - len(self._queue)
+        done = self.received - self._queued
         waiting, self._waiters = self._waiters, []
         for target, taken in waiting:
             if self.closed or target <= done:

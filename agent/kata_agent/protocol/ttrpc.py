@@ -35,6 +35,11 @@ _RESET_SIZE = len(_RESET_HEADER) + NONCE_SIZE
 #: A chunk's end is held back when it may be the start of a token this long.
 #: Shorter ones pass: the last byte of an ordinary frame may look like one.
 _HOLD = 8
+PAGE = 4096  #: bytes of one receive buffer of the guest's virtio-serial driver
+_PAGES = 64  # of one read
+_ROOM = 64 << 10  # bytes that can be received in any case
+_CAPACITY = 128 << 10  # bytes, until there is a larger frame
+_KEPT = 1 << 20  # bytes; a larger buffer is let go after its frame
 
 
 class FrameError(Exception):
@@ -42,11 +47,11 @@ class FrameError(Exception):
 
 
 class Frame:
-    """One frame."""
+    """One frame.  A payload that is a view ends when its decoder is given the next bytes."""
 
     __slots__ = ("flags", "payload", "stream_id", "type")
 
-    def __init__(self, stream_id: int, type: int, payload: bytes, flags: int = 0) -> None:
+    def __init__(self, stream_id: int, type: int, payload: bytes | memoryview, flags: int = 0) -> None:
         self.stream_id = stream_id
         self.type = type
         self.payload = payload
@@ -77,106 +82,181 @@ def reset_frame(nonce: bytes) -> bytes:
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames; never holds more than one frame's size."""
+    """Cuts a stream of bytes into frames where they were received, without a copy.
 
-    __slots__ = ("_buffer",)
+    :meth:`space` or :meth:`pages` say where the next bytes go, :meth:`received`
+    which frames they complete.  It holds no more than one frame and 1 MiB.
+    """
+
+    __slots__ = ("_bytes", "_done", "_end", "_pages", "_phase", "_view")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._pages: list[memoryview] = []
+        self._phase = -1
+        self._allocate(_CAPACITY)
+        self._done = self._end = PAGE  # bytes before _done were cut into frames
 
     @property
     def pending(self) -> int:
         """Bytes of an unfinished frame."""
-        return len(self._buffer)
+        return self._end - self._done
 
-    def clear(self) -> None:
-        """Forget an unfinished frame."""
-        self._buffer.clear()
+    def space(self) -> memoryview:
+        """Where the next bytes go."""
+        self._make_room()
+        return self._view[self._end :]
 
-    def feed(self, data: bytes | memoryview) -> list[Frame]:
-        """The frames that ``data`` completes.
+    def pages(self) -> list[memoryview]:
+        """The same in pieces of a page, at most 256 KiB: for readv(2) on a virtio-serial port.
+
+        One read takes one of the driver's buffers, which are pages, and a
+        vector is read one piece after the other for as long as these are filled.
+        """
+        self._make_room()
+        number, phase = divmod(self._end, PAGE)
+        if phase != self._phase:
+            starts = range(phase, len(self._view) - PAGE + 1, PAGE)
+            self._pages = [self._view[start : start + PAGE] for start in starts]
+            self._phase = phase
+        return self._pages[number : number + _PAGES]
+
+    def received(self, count: int) -> list[Frame]:
+        """The frames that the next ``count`` bytes complete; their payloads are views.
 
         :raise FrameError: a header announces more than 4 MiB; the frames
             before it are lost, and so is the position in the stream.
         """
-        buffer = self._buffer
-        buffer += data
+        self._end += count
+        return self._cut(self._end)
+
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
+        """Like :meth:`received`, with bytes that are elsewhere; the payloads are bytes."""
         frames = []
-        while len(buffer) >= HEADER.size:
-            length, stream_id, type, flags = HEADER.unpack_from(buffer)
-            if length > MAX_PAYLOAD:
-                buffer.clear()
-                raise FrameError(f"a frame announces {length} bytes, more than {MAX_PAYLOAD}")
-            end = HEADER.size + length
-            if len(buffer) < end:
-                break
-            frames.append(Frame(stream_id, type, bytes(memoryview(buffer)[HEADER.size : end]), flags))
-            del buffer[:end]
+        while data:
+            space = self.space()
+            part = data[: len(space)]
+            space[: len(part)] = part
+            data = data[len(part) :]
+            for frame in self.received(len(part)):
+                frame.payload = bytes(frame.payload)
+                frames.append(frame)
         return frames
 
+    def _cut(self, stop: int) -> list[Frame]:
+        """The frames that are whole in the bytes before ``stop``."""
+        frames = []
+        start = self._done
+        while stop - start >= HEADER.size:
+            length, stream_id, type, flags = HEADER.unpack_from(self._bytes, start)
+            if length > MAX_PAYLOAD:
+                self._done = self._end
+                raise FrameError(f"a frame announces {length} bytes, more than {MAX_PAYLOAD}")
+            end = start + HEADER.size + length
+            if end > stop:
+                break
+            frames.append(Frame(stream_id, type, self._view[start + HEADER.size : end], flags))
+            start = self._done = end
+        return frames
 
-class GuestDecoder:
+    def _kept(self) -> int:
+        """Where the bytes begin that are still needed."""
+        return self._done
+
+    def _make_room(self) -> None:
+        """See to it that the frame that has begun, and some more, fits behind what is there."""
+        capacity, done, end = len(self._view), self._done, self._end
+        missing = 1
+        if end - done >= HEADER.size:
+            length = HEADER.unpack_from(self._bytes, done)[0]
+            if length <= MAX_PAYLOAD:  # else it is no header: a token may have begun
+                missing = length + HEADER.size - (end - done)
+        if done < end and end + max(missing, _ROOM) <= capacity:
+            return
+        kept = self._kept()
+        size = end - kept
+        target = size + -size % PAGE or PAGE  # pages of the buffer are the driver's pages
+        old = self._view
+        wanted = target + max(missing, _ROOM)
+        if wanted > capacity or wanted <= _KEPT < capacity:
+            self._allocate(max(wanted, _CAPACITY))
+        self._view[target - size : target] = old[kept:end]
+        self._moved(target - end)
+
+    def _moved(self, by: int) -> None:
+        self._done += by
+        self._end += by
+
+    def _allocate(self, capacity: int) -> None:
+        self._bytes = bytearray(capacity)
+        self._view = memoryview(self._bytes)
+        self._phase = -1
+
+
+class GuestDecoder(Decoder):
     """The guest's end: frames, and RESETs found anywhere in the bytes.
 
     Before the first RESET, and after bytes that are no frames, everything but
     a RESET is discarded.
     """
 
-    __slots__ = ("_decoder", "_held", "_synced", "_tail", "_token")
+    __slots__ = ("_seen", "_synced", "_token")
 
     def __init__(self, token: bytes) -> None:
         if len(token) != TOKEN_SIZE:
             raise ValueError(f"the token has {TOKEN_SIZE} bytes, not {len(token)}")
+        super().__init__()
         self._token = token
-        self._decoder = Decoder()
-        self._tail = b""  # the last bytes that were decoded: a token may have started in them
-        self._held = b""  # bytes that look like a token's start, not decoded yet
+        self._seen = self._end  # no token begins before it; it may begin in bytes that were cut into frames
         self._synced = False
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames in ``data``; whoever sees one of type RESET answers it with
-        :func:`reset_frame` of its payload and drops all unanswered requests."""
-        window = self._tail + self._held + data
-        passed = len(self._tail)
+    def received(self, count: int) -> list[Frame]:
+        """The frames; whoever sees one of type RESET answers it with :func:`reset_frame`
+        of its payload and drops all unanswered requests."""
+        self._end += count
         frames: list[Frame] = []
-        search = 0
-        while (found := window.find(self._token, search)) >= 0:
+        while (found := self._bytes.find(self._token, self._seen, self._end)) >= 0:
             header = found + TOKEN_SIZE
-            end = header + _RESET_SIZE
-            if not _RESET_HEADER.startswith(window[header : header + len(_RESET_HEADER)]):
-                search = header  # the token, but no RESET: somebody's data
+            after = header + _RESET_SIZE
+            if not _RESET_HEADER.startswith(self._view[header : min(header + HEADER.size, self._end)].tobytes()):
+                self._seen = header  # the token, but no RESET: somebody's data
                 continue
-            if len(window) < end:
-                stop = max(found, passed)
-                frames += self._frames(window[passed:stop])
-                self._tail, self._held = window[found:stop], window[stop:]
-                return frames
-            self._decoder.clear()
+            if self._end < after:
+                self._seen = found
+                return frames + self._cut(found)
+            # What came before it is from the end that is gone.
+            frames = [Frame(0, RESET, self._view[header + HEADER.size : after].tobytes())]
             self._synced = True
-            # What was decoded before it came from the end that is gone.
-            frames = [Frame(0, RESET, window[header + len(_RESET_HEADER) : end])]
-            search = passed = end
-        stop = len(window) - self._held_back(window, passed)
-        frames += self._frames(window[passed:stop])
-        self._tail, self._held = window[max(search, stop - TOKEN_SIZE + 1, 0) : stop], window[stop:]
+            self._seen = self._done = after
+        frames += self._cut(self._end - self._held_back())
+        self._seen = max(self._seen, self._end - TOKEN_SIZE + 1)
         return frames
 
-    def _held_back(self, data: bytes, start: int) -> int:
-        token = self._token
-        least = _HOLD if self._synced else 1
-        for size in range(min(TOKEN_SIZE - 1, len(data) - start), least - 1, -1):
-            if data.endswith(token[:size]):
-                return size
+    def _held_back(self) -> int:
+        """Bytes at the end that look like the start of a token and are not cut into frames yet."""
+        token, end = self._token, self._end
+        first = token[: _HOLD if self._synced else 1]
+        start = max(self._done, end - TOKEN_SIZE + 1)
+        while (start := self._bytes.find(first, start, end)) >= 0:
+            if token.startswith(self._view[start:end].tobytes()):
+                return end - start
+            start += 1
         return 0
 
-    def _frames(self, data: bytes) -> list[Frame]:
-        if not self._synced or not data:
-            return []
-        try:
-            return self._decoder.feed(data)
-        except FrameError:
-            self._synced = False
-            return []
+    def _cut(self, stop: int) -> list[Frame]:
+        if self._synced:
+            try:
+                return super()._cut(stop)
+            except FrameError:
+                self._synced = False
+        self._done = max(self._done, stop)
+        return []
+
+    def _kept(self) -> int:
+        return min(self._done, self._seen)
+
+    def _moved(self, by: int) -> None:
+        super()._moved(by)
+        self._seen += by
 
 
 class HostHandshake:

@@ -8,7 +8,7 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kata_agent import features, files, log, machine, ps, stats
 from kata_agent import storage as storages
@@ -20,7 +20,7 @@ from kata_agent.protocol import codes, oci_pb2
 from kata_agent.protocol import types_pb2 as types
 from kata_agent.sandbox import Sandbox, check_exec_id
 from kata_agent.server import Call
-from kata_agent.streams import LIMIT
+from kata_agent.streams import MOST
 
 SERVICE = "grpc.AgentService"
 
@@ -169,16 +169,16 @@ class AgentService:
         process = self._sandbox.container(request.container_id).process(request.exec_id)
         stream = process.stdout if name == "stdout" else process.stderr
 
-        def sink(_offset: int, data: bytes, eof: bool) -> bool:
+        def sink(_offset: int, data: Sequence[bytes | memoryview], eof: bool) -> bool:
             if not call.alive:
                 return False
             if eof and not data:
                 call.fail(codes.UNKNOWN, "EOF")  # what Kata 1.x's shim looks for
             else:
-                call.reply(pb.ReadStreamResponse(data=data))
+                call.reply(pb.ReadStreamResponse(data=b"".join(data)))
             return True
 
-        stream.read_next(min(request.len or LIMIT, LIMIT), sink)
+        stream.read_next(min(request.len or MOST, MOST), sink)
 
     def close_stdin(self, request: pb.CloseStdinRequest, call: Call) -> None:
         self._sandbox.container(request.container_id).process(request.exec_id).stdin.end()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.empty_pb2 import Empty
 
 from kata_agent import machine, stats
@@ -9,7 +11,7 @@ from kata_agent.errors import invalid
 from kata_agent.protocol import guest_pb2 as pb
 from kata_agent.sandbox import Sandbox
 from kata_agent.server import Call
-from kata_agent.streams import LIMIT
+from kata_agent.streams import MOST
 
 SERVICE = "kata.v1.Guest"
 
@@ -44,18 +46,18 @@ class Guest:
         if request.no_wait:
             stream.pull()
 
-        def sink(offset: int, data: bytes, eof: bool) -> bool:
+        def sink(offset: int, data: Sequence[bytes | memoryview], eof: bool) -> bool:
             if call.alive:
-                call.reply(pb.ReadResponse(offset=offset, data=data, eof=eof))
+                call.reply(pb.ReadResponse(offset=offset, eof=eof), data, pb.ReadResponse.DATA_FIELD_NUMBER)
                 return True
             return False
 
-        stream.read(request.offset, min(request.max_len or LIMIT, LIMIT), sink, not request.no_wait)
+        stream.read(request.offset, min(request.max_len or MOST, MOST), sink, not request.no_wait)
         return None
 
     def write_stream(self, request: pb.WriteRequest, call: Call) -> None:
         stdin = self._sandbox.container(request.container_id).process(request.exec_id).stdin
-        stdin.write(request.offset, request.data, request.eof,
+        stdin.write(request.offset, call.data or request.data, request.eof,
                     lambda received, broken: call.reply(pb.WriteResponse(received=received, closed=broken)))
 
     def wait_process(self, request: pb.ProcessId, call: Call) -> None:
