@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kata import cgroups, state
 from kata.errors import HostError
+from kata.jsontext import dumps
 from kata.network import netns
 from kata.spawn import spawn
 from kata.wire import listening_socket
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
 PROXY_LISTENER = 3
@@ -58,7 +61,7 @@ def start_factory(plan: Mapping[str, Any], path: str, *, wait: bool = False) -> 
     log = os.open(f"{path}/factory.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     given = os.memfd_create("plan", os.MFD_CLOEXEC)
     try:
-        os.write(given, json.dumps(plan).encode())
+        os.write(given, dumps(plan).encode())
         os.lseek(given, 0, os.SEEK_SET)
         argv = [sys.executable, "-I", "-m", "kata.proxy.factory", *(["--wait"] if wait else [])]
         return spawn(argv, stdio=(given, log, log), session=True, cwd="/", env=_environment(),

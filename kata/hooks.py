@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from kata.errors import HostError
+from kata.jsontext import dumps
 from kata.spawn import reap, spawn, stop
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 OUTPUT_LIMIT = 4096  #: bytes of a failed hook's output that its error repeats
 
@@ -28,7 +33,7 @@ def run_hooks(kind: str, hooks: Sequence[Mapping[str, Any]], state: Mapping[str,
     :raise HostError: one failed or ran out of time; those after it did not run.
     """
     for hook in hooks:
-        _run(kind, hook, json.dumps(state).encode(), before_exec)
+        _run(kind, hook, dumps(state).encode(), before_exec)
 
 
 def _run(kind: str, hook: Mapping[str, Any], state: bytes, before_exec: Callable[[], None] | None) -> None:

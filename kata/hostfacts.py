@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-from collections.abc import Mapping
-from typing import NamedTuple
+
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _KVM_CREATE_VM = 0xAE01  # linux/kvm.h
 
 
-class HostFacts(NamedTuple):
+class HostFacts(Record):
     """``memory`` in MiB, ``tsc_khz`` 0 when it is not known for certain."""
 
     cpus: int
@@ -69,8 +72,8 @@ def tsc_khz(processor: Mapping[str, str]) -> int:
             return int(float(processor.get("cpu MHz", "0")) * 1000)
         except ValueError:
             return 0
-    nominal = re.search(r"@ (\d+\.\d+)GHz", processor.get("model name", ""))
-    return int(float(nominal[1]) * 1_000_000) if nominal else 0
+    nominal = processor.get("model name", "").partition("@ ")[2].partition("GHz")[0]
+    return int(float(nominal) * 1_000_000) if nominal.replace(".", "", 1).isdecimal() else 0
 
 
 def _memory() -> int:

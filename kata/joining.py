@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import NamedTuple
 
 from kata import state
 from kata.errors import KataError, UnsupportedError
 from kata.network import netns
+from kata.record import Record
 
-_OF_PROCESS = re.compile(r"/proc/(\d+)/(?:task/\d+/)?ns/(\w+)")
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: How engines name a namespace of a process.
+_OF_PROCESS = r"/proc/(\d+)/(?:task/\d+/)?ns/(\w+)"
 
 
 NETWORK = "netns"  #: in the directory of a sandbox whose machine came out of the pool
 
 
-class Sandbox(NamedTuple):
+class Sandbox(Record):
     """A running sandbox: its directory's name and its id."""
 
     key: str
@@ -71,7 +74,9 @@ def joined_namespaces(paths: Mapping[str, str], key: str) -> list[dict[str, str]
                 shims[state.load_container(entry["root"], container_id).record["pid"]] = container_id
     found = []
     for kind, path in paths.items():
-        match = _OF_PROCESS.fullmatch(path)
+        import re  # few containers join another's
+
+        match = re.fullmatch(_OF_PROCESS, path)
         if match is None or int(match[1]) not in shims:
             raise UnsupportedError(
                 f"linux.namespaces: the {kind} namespace {path} is not of a container in the same virtual machine",

@@ -8,12 +8,15 @@ costs a tenth, and come back to the name when the class is gone after an upgrade
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from importlib import import_module
-from typing import NamedTuple
+import sys
 
 from kata.contract import CONTRACT_VERSION, Backend
 from kata.errors import ConfigError, HostError, UsageError
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 GROUP = "kata.backends"  #: entry point group of the plugins
 DEFAULT = "unified"
@@ -22,7 +25,7 @@ VARIABLE = "KATA_FLAVOR"
 PROGRAMS = {"cc-runtime": "clear", "runv": "runv"}
 
 
-class Choice(NamedTuple):
+class Choice(Record):
     """A flavor and who asked for it."""
 
     name: str
@@ -101,7 +104,8 @@ def load_resolved(reference: str, name: str) -> Backend:
     """
     module, _colon, attribute = reference.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        __import__(module)
+        found = getattr(sys.modules[module], attribute)
     except (ImportError, AttributeError, ValueError):
         return load(name, "the container's state")
     except Exception as e:  # as in load()

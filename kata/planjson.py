@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -36,12 +38,13 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     missing = sorted(set(cls.FIELDS) - set(data))
     if unknown or missing:
         raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
-    return cls(**{name: _value(annotation, data[name]) for name, annotation in cls.FIELDS.items()})
+    known = vars(sys.modules[cls.__module__])  # what the annotations may name
+    return cls(**{name: _value(annotation, known, data[name]) for name, annotation in cls.FIELDS.items()})
 
 
-def _value(annotation: str, value: Any) -> Any:
+def _value(annotation: str, known: Mapping[str, Any], value: Any) -> Any:
     if annotation.startswith("tuple["):
         item = annotation.removeprefix("tuple[").removesuffix(", ...]")
-        return tuple(_value(item, v) for v in value)
-    record = Record.NAMED.get(annotation)
-    return value if record is None else from_json(record, value)
+        return tuple(_value(item, known, v) for v in value)
+    named = known.get(annotation)
+    return from_json(named, value) if isinstance(named, type) and issubclass(named, Record) else value

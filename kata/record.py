@@ -28,11 +28,9 @@ class Record:
     """
 
     FIELDS: ClassVar[dict[str, str]] = {}  #: name -> annotation
-    NAMED: ClassVar[dict[str, type[Record]]] = {}  #: every subclass by its name, for :mod:`kata.planjson`
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS = {**cls.FIELDS, **{n: a for n, a in cls.__annotations__.items() if not a.startswith("ClassVar")}}
-        Record.NAMED[cls.__name__] = cls
 
     def __init__(self, *args: Any, **values: Any) -> None:
         cls = type(self)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from contextlib import suppress
 
 from kata import state
 from kata.errors import KataError, ProxyGone
-from kata.wire import Client
+from kata.wire import Client, UnixSocket
 
 MARGIN = 30.0  #: beyond the boot timeout, seconds
 MACHINE_GONE = 3  #: exit code of the program; the shim knows it
@@ -63,7 +62,7 @@ def _revive(directory: str) -> None:
 
 
 def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+    with UnixSocket() as sock:
         try:
             sock.connect(path)
         except OSError:

@@ -7,14 +7,10 @@ file descriptors; the pid file comes last.
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from kata import OCI_VERSION, cgroups, pool, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig, SandboxPlan
@@ -23,6 +19,7 @@ from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
 from kata.guestspec.mounts import SHARED
 from kata.hooks import run_hooks
 from kata.joining import joined_namespaces, network_of, sandbox_in
+from kata.jsontext import dumps
 from kata.loader import resolved
 from kata.log import Log, rfc3339
 from kata.network import netns
@@ -33,8 +30,15 @@ from kata.revive import revive
 from kata.storage.clone import clone_mount
 from kata.storage.view import close_view, enter_view, open_view
 from kata.teardown import destroy_sandbox, end_process
-from kata.vm.launch import tail
 from kata.wire import Client, close_all
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 #: Beyond the boot timeout, for what follows a boot, seconds.
 CREATE_MARGIN = 120.0
@@ -258,7 +262,7 @@ class Creation:
         timeout = self.config.boot_timeout + CREATE_MARGIN
         plan = to_json(self.plan)
         if self.bundle.hooks("startContainer"):
-            plan["extras"]["state_json"] = json.dumps(self._oci_state("created"))
+            plan["extras"]["state_json"] = dumps(self._oci_state("created"))
         try:
             with Client(f"{self.directory}/proxy.sock", timeout) as proxy:
                 if self.joins:
@@ -269,6 +273,8 @@ class Creation:
                 proxy.request("create", fds=mounts, timeout=timeout, plan=plan, root=self.root,
                               resources=dict(self.bundle.resources))
         except ProxyGone as e:
+            from kata.vm.launch import tail
+
             said = tail(f"{self.directory}/proxy.log", 3)
             raise ProxyGone(e.text + (f"; it last said: {said}" if said else "")) from e
 

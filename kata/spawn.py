@@ -7,10 +7,15 @@ end.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Mapping, Sequence
 
 from kata.errors import HostError
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Mapping, Sequence
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 STDIO = (0, 1, 2)
 

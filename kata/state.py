@@ -45,17 +45,13 @@ def check_id(container_id: str) -> str:
 
 def sandbox_key(root: str, sandbox_id: str) -> str:
     """Name of a sandbox's directory: short, since socket paths are."""
-    return _digest(f"{root}\0{sandbox_id}")
+    return _short(f"{root}\0{sandbox_id}")
 
 
-def _digest(text: str) -> str:
-    """20 hex digits of SHA-256, without hashlib, which loads all of OpenSSL."""
-    try:
-        from _sha256 import sha256  # type: ignore[import-not-found]
-    except ImportError:  # Python 3.12 has it elsewhere
-        from hashlib import sha256
-    digest: str = sha256(text.encode()).hexdigest()[:20]
-    return digest
+def _short(text: str) -> str:
+    from kata.digest import hexdigest  # for who makes something
+
+    return hexdigest(text)[:20]
 
 
 def sandbox_dir(key: str) -> str:
@@ -342,7 +338,7 @@ def _register_root(root: str) -> None:
     index = f"{RUN_DIR}/roots"
     os.makedirs(index, mode=0o700, exist_ok=True)
     try:
-        os.symlink(root, f"{index}/{_digest(root)}")
+        os.symlink(root, f"{index}/{_short(root)}")
     except FileExistsError:
         pass
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
-import signal
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from kata import state
 from kata.errors import HostError, KataError
 from kata.spawn import stop
 from kata.wire import Client
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 END_TIMEOUT = 10.0  #: seconds for a killed process to be gone
 LOCK_TIMEOUT = 30.0  #: seconds for whoever starts a proxy to see that there is no machine
@@ -69,6 +73,8 @@ def destroy_sandbox(directory: str) -> None:
             _end(record, "qemu")
             if network >= 0 and record.get("wires"):
                 _detach(network, record["wires"].values())
+            import shutil  # most verbs end nothing
+
             shutil.rmtree(directory, ignore_errors=True)
     finally:
         if network >= 0:

@@ -12,18 +12,20 @@ A template is a directory ``PATH/KEY`` with ``memory``, ``state`` and
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
-import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
 
 from kata.contract import MachinePlan, SandboxPlan
+from kata.digest import hexdigest
 from kata.errors import HostError
+from kata.jsontext import dumps, loads
 from kata.planjson import to_json
-from kata.record import replace
+from kata.record import Record, replace
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 FORMAT = 1
 MAKING = ".making"
@@ -37,10 +39,23 @@ def base_machine(plan: SandboxPlan) -> MachinePlan:
 def key(plan: SandboxPlan) -> str:
     """Name of the template that serves ``plan``: equal for equal machines made of equal files."""
     machine = base_machine(plan)
-    files = [_identity(path) for path in (shutil.which(machine.qemu_path) or machine.qemu_path, machine.kernel,
-                                          machine.initrd, machine.image, machine.firmware) if path]
-    text = json.dumps([FORMAT, to_json(machine), files, plan.agent_transport, _processor()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    files = [_identity(path) for path in (_program(machine.qemu_path), machine.kernel, machine.initrd,
+                                          machine.image, machine.firmware) if path]
+    text = dumps([FORMAT, to_json(machine), files, plan.agent_transport, _processor()])
+    return hexdigest(text)[:24]
+
+
+def _program(name: str) -> str:
+    """Where a program is that is looked up on PATH; as it is when it is nowhere."""
+    places = [name] if "/" in name else [f"{folder}/{name}" for folder in os.get_exec_path()]
+    return next((place for place in places if os.access(place, os.X_OK)), name)
+
+
+def _remove(path: str) -> None:
+    """Remove a folder, as far as it goes."""
+    import shutil  # late: those who look for a template pay for this module
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _identity(path: str) -> list[Any]:
@@ -55,10 +70,10 @@ def _processor() -> str:
     """What of the processor a saved state depends on; with KVM the guest saw all its flags."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as f:
         lines = [line for line in f.read(16384).split("\n\n")[0].split("\n") if line.startswith(("model", "flags"))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hexdigest("\n".join(lines))
 
 
-class Template(NamedTuple):
+class Template(Record):
     """An open template; its files stay readable though it is removed."""
 
     memory: int
@@ -76,7 +91,7 @@ def open_template(plan: SandboxPlan) -> Template | None:
     opened: list[int] = []
     try:
         with open(f"{directory}/template.json", encoding="ascii") as f:
-            token = json.load(f)["channel_token"]
+            token = loads(f.read())["channel_token"]
         for name in ("memory", "state"):
             opened.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         if os.fstat(opened[0]).st_size != plan.base_memory << 20:
@@ -113,15 +128,15 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
             found.close()
             yield None
             return
-        shutil.rmtree(f"{plan.template_path}/{name}", ignore_errors=True)  # somebody has removed a part of it
+        _remove(f"{plan.template_path}/{name}")  # somebody has removed a part of it
         aside = f"{plan.template_path}/{name}{MAKING}"
-        shutil.rmtree(aside, ignore_errors=True)  # of a maker that was killed
+        _remove(aside)  # of a maker that was killed
         os.mkdir(aside, 0o700)
         try:
             yield aside
             os.rename(aside, f"{plan.template_path}/{name}")
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
         _drop_others(plan.template_path, name)
     finally:
         os.close(lock)
@@ -132,7 +147,7 @@ def discard(plan: SandboxPlan) -> None:
     lock = os.open(f"{plan.template_path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if _taken(lock, False):  # who is making one looks at the old one himself
-            shutil.rmtree(f"{plan.template_path}/{key(plan)}", ignore_errors=True)
+            _remove(f"{plan.template_path}/{key(plan)}")
     finally:
         os.close(lock)
 
@@ -150,7 +165,7 @@ def drop_unfinished(path: str) -> None:
     try:
         if _taken(lock, False):
             for folder in unfinished(path):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
     finally:
         os.close(lock)
 
@@ -171,7 +186,7 @@ def _drop_others(path: str, keep: str, most: int = 3) -> None:
             if name != keep and os.path.isdir(f"{path}/{name}"):
                 found.append((os.stat(f"{path}/{name}").st_mtime_ns, name))
     for _time, name in sorted(found, reverse=True)[most - 1 :]:
-        shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+        _remove(f"{path}/{name}")
 
 
 def list_templates(path: str) -> list[str]:
@@ -185,5 +200,5 @@ def destroy(path: str) -> int:
     """Remove all templates; return how many.  Clones that run are not affected."""
     names = list_templates(path)
     for name in names:
-        shutil.rmtree(f"{path}/{name}", ignore_errors=True)
+        _remove(f"{path}/{name}")
     return len(names)

@@ -11,13 +11,17 @@ An asset directory appears complete, by a rename, and never changes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
+from kata.digest import hexdigest
 from kata.errors import ConfigError, HostError, NotFound
+from kata.jsontext import loads
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 KINDS = ("kernel", "initrd", "image", "boot-initrd")
 KERNELS = ("stock", "minimal")  #: Debian's as it is; compiled for guests, everything built in
@@ -25,7 +29,7 @@ ID_LENGTH = 16
 MANIFEST_VERSION = 1
 
 
-class Asset(NamedTuple):
+class Asset(Record):
     """One built kernel or image.  ``files`` maps a kind to a file name in ``path``."""
 
     id: str
@@ -57,8 +61,10 @@ def root() -> str:
 
 def asset_id(inputs: Mapping[str, Any]) -> str:
     """The id of what is made of ``inputs``."""
+    import json
+
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+    return hexdigest(text)[:ID_LENGTH]
 
 
 def selected_path(kind: str) -> str:
@@ -109,7 +115,7 @@ def load(asset: str) -> Asset:
     path = os.path.join(root(), asset)
     try:
         with open(os.path.join(path, "manifest.json"), encoding="utf-8") as f:
-            raw = json.load(f)
+            raw = loads(f.read())
     except FileNotFoundError as e:
         raise NotFound(f"there is no asset {asset} in {root()}") from e
     except (OSError, ValueError) as e:
@@ -120,7 +126,7 @@ def load(asset: str) -> Asset:
     if version != MANIFEST_VERSION:
         raise HostError(f"{path}/manifest.json has version {version}; known is {MANIFEST_VERSION}")
     try:
-        return Asset(asset, path, *(raw[key] for key in Asset._fields[2:]))
+        return Asset(asset, path, *(raw[key] for key in list(Asset.FIELDS)[2:]))
     except KeyError as e:
         raise HostError(f"{path}/manifest.json lacks {e}", "remove the directory and run: kata image build") from e
 
@@ -132,6 +138,8 @@ def verify(asset: Asset) -> None:
     """
     hint = f"remove {asset.path} and build it again"
     for name, expected in asset.sha256.items():
+        import hashlib
+
         digest = hashlib.sha256()
         try:
             with open(os.path.join(asset.path, name), "rb") as f:

@@ -16,11 +16,13 @@ hierarchy is left alone, as engines do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kata.cgroups.group import Cgroup
 from kata.cgroups.oom import release_limit, signal_oom
 from kata.cgroups.paths import own_lines, place
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Cgroup", "at", "for_container", "join_like", "release_limit", "signal_oom"]
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import time
 from contextlib import ExitStack, suppress
 
 from kata.cgroups.paths import Hierarchy, decode, mounted
 from kata.errors import HostError, InUse
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 #: Controllers of cgroup v2 that engines read statistics from.
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma")

@@ -7,11 +7,13 @@ is applied in the guest only, see :mod:`kata.cgroups`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from kata.cgroups.group import Cgroup, write
 from kata.errors import HostError
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 _THROTTLE = {
     "throttleReadBpsDevice": ("blkio.throttle.read_bps_device", "rbps"),

@@ -21,15 +21,20 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from kata.cgroups.group import ASIDE, NESTED, Cgroup, pids_of, read, write
 from kata.errors import HostError
 from kata.spawn import spawn, stop
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 TIMEOUT = 10.0  #: seconds for each step
 _SLACK = 4 << 20  #: bytes between use and the momentary limit

@@ -10,15 +10,17 @@ line and the nearest known name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any
 
 from kata.config import document
 from kata.config.keys import Key, Language, from_text
 from kata.contract import RuntimeConfig
 from kata.errors import ConfigError
 from kata.record import replace
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 DROP_INS = "config.d"
 
@@ -64,7 +66,7 @@ class Settings:
                 raise ConfigError(f"{doc.place(table)}: the table [{table}] cannot hold here", self.refused[table])
             if table not in self.language:
                 raise ConfigError(f"{doc.place(table)}: unknown table [{table}]", nearest(table, self.language))
-            if not isinstance(values, Mapping):
+            if not isinstance(values, dict):
                 raise ConfigError(f"{doc.place(*_parent(table))}: {table} is a table, not a value")
             for name, value in values.items():
                 place = doc.place(table, name)
@@ -153,6 +155,8 @@ class Settings:
                               f"add {short!r} to enable_annotations in [hypervisor.qemu]")
 
     def _allow_path(self, annotation: str, path: str) -> None:
+        from fnmatch import fnmatchcase
+
         allowed = self.values.get("extra.valid_hypervisor_paths", ())
         if not any(fnmatchcase(os.path.normpath(path), pattern) for pattern in allowed):
             raise ConfigError(f"annotation {annotation}: {shown(path)} is not one of the allowed paths",
@@ -230,7 +234,7 @@ def _tables(data: Mapping[str, Any], language: Language, refused: Mapping[str, s
     found: list[tuple[str, Any]] = []
     parents = {t.rpartition(".")[0] for t in (*language, *refused)} - {""}
     for name, values in data.items():
-        if name in parents and name not in language and isinstance(values, Mapping):
+        if name in parents and name not in language and isinstance(values, dict):
             found += [(f"{name}.{sub}", v) for sub, v in values.items()]
         else:
             found.append((name, values))

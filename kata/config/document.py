@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from kata.errors import ConfigError
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 MAX_SIZE = 1 << 20  #: bytes
 
-_TABLE = re.compile(r"^\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?$")
-_KEY = re.compile(r"""^\s*([A-Za-z0-9_.\s"'-]+?)\s*=""")
+_TABLE = r"^\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?$"
+_KEY = r"""^\s*([A-Za-z0-9_.\s"'-]+?)\s*="""
 
 
-class Document(NamedTuple):
+class Document(Record):
     """A parsed file."""
 
     path: str
@@ -66,6 +69,8 @@ def read(path: str) -> Document:
 
 def _syntax(path: str, message: str, text: str) -> str:
     """tomli's message with the line where editors look for it."""
+    import re
+
     found = re.search(r"^(.*) \(at line (\d+), column (\d+)\)$", message)
     if found:
         return f"{path}:{found[2]}: {found[1]} (column {found[3]})"
@@ -78,13 +83,15 @@ def _lines(text: str) -> dict[tuple[str, str], int]:
     A line inside a multi-line string may look like a key; the first one counts
     and only the line number in an error depends on it.
     """
+    import re  # tomli has imported it
+
     lines: dict[tuple[str, str], int] = {}
     table = ""
     for number, line in enumerate(text.split("\n"), 1):
-        if header := _TABLE.match(line):
+        if header := re.match(_TABLE, line):
             table = _plain(header[1])
             lines.setdefault((table, ""), number)
-        elif key := _KEY.match(line):
+        elif key := re.match(_KEY, line):
             dotted = f"{table}.{_plain(key[1])}".strip(".")
             parent, _dot, name = dotted.rpartition(".")
             lines.setdefault((parent, name), number)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from kata.config import document
 from kata.config.keys import Key, Language, text
 from kata.errors import ConfigError
+from kata.record import Record
 
 PATH = "/etc/kata/host.toml"
 
@@ -17,7 +17,7 @@ LANGUAGE: Language = {
 }
 
 
-class HostSettings(NamedTuple):
+class HostSettings(Record):
     """``place`` is where ``default_flavor`` was set, for errors."""
 
     default_flavor: str = ""

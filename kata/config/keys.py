@@ -6,15 +6,22 @@ Kata 1.x's, and another flavor's is made the same way.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from kata.record import Record
 
-#: A value as the file has it -> as :class:`~kata.contract.RuntimeConfig` has it, or ValueError("what is expected").
-Convert = Callable[[Any], Any]
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    #: A value as the file has it -> as :class:`~kata.contract.RuntimeConfig` has it, or ValueError("what is expected").
+    Convert = Callable[[Any], Any]
+    Table = Mapping[str, "Key"]
+    Language = Mapping[str, Table]
+else:
+    Convert = Table = Language = object
 
 
-class Key(NamedTuple):
+class Key(Record):
     """One key.
 
     ``target`` is a field of RuntimeConfig, or ``extra.NAME``.  A key whose
@@ -31,8 +38,6 @@ class Key(NamedTuple):
     annotation: bool = False
 
 
-Table = Mapping[str, Key]
-Language = Mapping[str, Table]
 
 
 def boolean(value: Any) -> bool:
@@ -99,6 +104,8 @@ def strings(value: Any) -> tuple[str, ...]:
 
 def patterns(value: Any) -> tuple[str, ...]:
     """An array of regular expressions."""
+    import re  # most files have none
+
     for v in strings(value):
         try:
             re.compile(v)
@@ -128,7 +135,8 @@ def _readings(value: str) -> list[Any]:
         readings.append(True)
     elif value.lower() in ("false", "f", "0"):
         readings.append(False)
-    if re.fullmatch(r"[+-]?\d{1,18}", value):
+    digits = value[1:] if value[:1] in ("+", "-") else value
+    if digits.isdecimal() and len(digits) <= 18:
         readings.append(int(value))
     # kernel_modules: "e1000e InterruptThrottleRate=3000; i915"
     return [*readings, value, [v.strip() for v in value.split(";") if v.strip()]]

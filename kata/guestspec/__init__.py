@@ -8,9 +8,6 @@ network namespace) or named in the warnings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
 from kata.errors import UnsupportedError
 from kata.guestspec.devices import Devices
@@ -18,6 +15,12 @@ from kata.guestspec.host import FileSystem, Host
 from kata.guestspec.mounts import SHARED, Mounts
 from kata.oci import Bundle
 from kata.oci.extras import container_extras, exec_extras, process_extras
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 __all__ = ["FileSystem", "GuestSpec", "Host", "build", "container_plan", "exec_extras", "memory_of", "process_extras",
            "vcpus_of"]
@@ -35,7 +38,7 @@ _MEMORY = ("limit", "reservation", "swap")
 _CPU = ("shares", "quota", "period", "cpus", "mems")
 
 
-class GuestSpec(NamedTuple):
+class GuestSpec(Record):
     """The parts of a :class:`~kata.contract.ContainerPlan` that any flavor needs.
 
     Of the storages, ``ephemeral`` is a tmpfs that exists once in a sandbox,

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from kata.contract import Disk
 from kata.errors import UnsupportedError
 from kata.guestspec.host import Host
 from kata.oci import Bundle
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 MAX_DISKS = 16  #: of one container; a machine has 20 ports for all that is plugged in
 #: (major, minor) of character devices that are the same in every Linux; minor -1 = all.

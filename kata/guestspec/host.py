@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+
+from kata.record import Record
 
 
-class FileSystem(NamedTuple):
+class FileSystem(Record):
     """``kind`` as in /proc/filesystems; ``size`` in bytes, 0 = no limit."""
 
     kind: str

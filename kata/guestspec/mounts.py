@@ -19,17 +19,19 @@ any other                      refused
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import stat
-from collections.abc import Mapping
-from typing import Any
 
 from kata.contract import Share
+from kata.digest import hexdigest
 from kata.errors import BundleError, UnsupportedError
 from kata.guestspec.host import Host
 from kata.oci import Bundle, reason
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 SHARED = "/run/kata/shared"  #: the shared folder in the guest
 EPHEMERAL = "/run/kata/ephemeral"  #: tmpfs that containers of a sandbox share
@@ -57,7 +59,7 @@ OPTIONS = _FLAGS | _PROPAGATION | _RECURSIVE | {"idmap", "ridmap", "tmpcopyup"}
 
 #: Devices that behave the same in every Linux, so that no one needs to be told.
 _PLAIN_DEVICES = frozenset(f"/dev/{d}" for d in ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun"))
-_NAMESERVER = re.compile(rb"^[ \t]*nameserver[ \t]+(127\.\d+\.\d+\.\d+)[ \t]*$", re.MULTILINE)
+_NAMESERVER = rb"(?m)^[ \t]*nameserver[ \t]+(127\.\d+\.\d+\.\d+)[ \t]*$"
 
 
 class Mounts:
@@ -180,7 +182,7 @@ class Mounts:
         return self.host.file_system(source).kind == "tmpfs"
 
     def _memory(self, mount: Mapping[str, Any], source: str, found: os.stat_result, options: list[str]) -> None:
-        place = f"{EPHEMERAL}/{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        place = f"{EPHEMERAL}/{hexdigest(source)[:16]}"
         size = self.host.file_system(source).size
         wanted = [f"mode={found.st_mode & 0o7777:o}", f"uid={found.st_uid}", f"gid={found.st_gid}"]
         if size:
@@ -198,7 +200,7 @@ class Mounts:
         if not stat.S_ISBLK(mode):
             raise UnsupportedError(f"{at}: {source!r} is not a block device, which type {kind!r} needs",
                                    "mount it on the host and use a bind mount")
-        place = f"{DISKS}/{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        place = f"{DISKS}/{hexdigest(source)[:16]}"
         storage = {"driver": "blk", "fstype": kind, "mount_point": place, "options": options}
         self.block.append((source, "", is_read_only(options), storage))
         self._keep(mount, "bind", place, ["rbind", *(["ro"] if is_read_only(options) else [])])
@@ -218,7 +220,11 @@ def propagation_of(options: list[str]) -> str:
 
 def loopback_nameservers(text: bytes) -> tuple[str, ...]:
     """Name servers in 127.0.0.0/8, which only the host's network namespace can reach."""
-    return tuple(dict.fromkeys(a.decode() for a in _NAMESERVER.findall(text)))
+    if b"nameserver" not in text or b"127." not in text:
+        return ()
+    import re  # few resolvers are on the loopback
+
+    return tuple(dict.fromkeys(a.decode() for a in re.findall(_NAMESERVER, text)))
 
 
 def _within(path: str, *tops: str) -> bool:
@@ -227,4 +233,5 @@ def _within(path: str, *tops: str) -> bool:
 
 def _sanitised(path: str) -> str:
     """The last component of a path as part of a share's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", path.rsplit("/", 1)[-1])[:64]
+    name = path.rsplit("/", 1)[-1][:64]
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name)

@@ -6,14 +6,17 @@ descriptor or a process is in it, so a verb that fails leaves none behind.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
+import struct
 
 from kata.errors import BundleError, HostError
 from kata_agent.linux import syscalls
-from kata_agent.linux.rtnl import Rtnl
 
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
+_SIOCSIFFLAGS = 0x8914  # netdevice(7)
+_IFF_UP = 1
 _OWN = "/proc/thread-self/ns/net"
 
 
@@ -45,8 +48,11 @@ def create() -> int:
 
 def loopback_up() -> None:
     """Set up the loopback of the calling thread's namespace."""
-    with Rtnl() as rtnl:
-        rtnl.set_link(1, up=True)
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        fcntl.ioctl(sock.fileno(), _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
+    finally:
+        sock.close()
 
 
 def open_path(path: str) -> int:

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from kata import state, template
 from kata.contract import SandboxPlan
+from kata.digest import hexdigest
 from kata.errors import HostError
+from kata.jsontext import dumps
 from kata.record import replace
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAKING, ENDING = ".new-", ".old-"
 LOCK = "lock"  #: held by the keeper for as long as it lives; its pid is in it
@@ -32,8 +35,8 @@ WANTED = "wanted"  #: written to by who found no machine
 
 def key(plan: SandboxPlan) -> str:
     """Names the machines that serve ``plan``: all that is fixed before a claim is equal."""
-    text = json.dumps([template.key(plan), plan.guest_hook_path, plan.kernel_modules, plan.shared_pidns])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = dumps([template.key(plan), plan.guest_hook_path, plan.kernel_modules, plan.shared_pidns])
+    return hexdigest(text)[:16]
 
 
 def base_plan(plan: SandboxPlan) -> SandboxPlan:

@@ -13,18 +13,22 @@ here, so that what is copied to them fails and is not lost.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 from kata.contract import ContainerPlan, Share
 from kata.errors import HostError
+from kata.record import Record
 from kata.storage import mountns
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
 
-class Piece(NamedTuple):
+class Piece(Record):
     """A mount of the view, in the order of mounting; ``fd`` -1: empty and read-only."""
 
     fd: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
 
 from kata.contract import MachinePlan
 from kata.errors import HostError
@@ -13,6 +12,10 @@ from kata.spawn import spawn
 from kata.vm.argv import Endpoints, qemu_argv
 from kata.wire import listening_socket
 from kata_agent.linux import capability, syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # What QEMU needs as root: the 9p server makes files with any owner, mode and
 # device number on behalf of the guest, below the shared folder only.

@@ -336,7 +336,7 @@ def test_options_win(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "result"), [
-    ("", hostfile.HostSettings()),
+    ("", ("", "")),
     ('[runtime]\ndefault_flavor = "clear"\n', ("clear", ":2")),
     ("[runtime]\ndefault_flavour = 1\n", "did you mean 'default_flavor'"),
 ])
@@ -347,7 +347,7 @@ def test_host_file(file: Path, text: str, result: Any) -> None:
             hostfile.read(str(file))
         return
     found = hostfile.read(str(file))
-    assert (found.default_flavor, found.place.removeprefix(str(file))) == tuple(result)
+    assert (found.default_flavor, found.place.removeprefix(str(file))) == result
 
 
 def test_host_file_is_optional(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ ROOTS = {"kata": HERE / "kata", "kata_agent": HERE / "agent" / "kata_agent",
 #: The table.  A unit is a module or a package with all that is in it.
 LAYERS = [
     # 0: nothing of ours below
-    ["kata.errors", "kata.jsontext", "kata.log", "kata.record", "kata.build", "kata_agent.linux"],
+    ["kata.errors", "kata.digest", "kata.jsontext", "kata.log", "kata.record", "kata.build", "kata_agent.linux"],
     # 1: data, files, processes
     ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
      "kata.process", "kata.spawn"],
@@ -53,7 +53,7 @@ BESIDE = {
     ("kata.cli", "kata.shim"): "run and exec in the foreground are their own shim",
 }
 #: What a backend may import of the project: policy needs no machinery.
-BACKENDS = {"kata.errors", "kata.contract", "kata.oci", "kata.config", "kata.guestspec"}
+BACKENDS = {"kata.errors", "kata.record", "kata.contract", "kata.oci", "kata.config", "kata.guestspec"}
 
 #: Heavy or dangerous module -> units that may import it.
 GATES = {

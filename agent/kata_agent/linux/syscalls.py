@@ -14,9 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import struct
-from collections.abc import Iterator
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 

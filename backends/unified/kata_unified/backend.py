@@ -8,7 +8,6 @@ guest process is made at ``create``, so that a missing program fails there.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 
 from kata.config import Settings, check_assets, kata1
 from kata.contract import (
@@ -24,6 +23,10 @@ from kata.errors import ConfigError
 from kata.guestspec import container_plan, memory_of, vcpus_of
 from kata.oci import Bundle
 from kata_unified import machine, pods
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 #: Where Kata 1.x looked.
 CONFIG_PATHS = ("/etc/kata-containers/configuration.toml", "/usr/share/defaults/kata-containers/configuration.toml")

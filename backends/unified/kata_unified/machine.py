@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kata.contract import InvocationOptions, MachinePlan, RuntimeConfig
 from kata.errors import ConfigError, HostError
+from kata.record import Record
 
 #: At most this many PCI ports for interfaces and disks that come later: q35 has 32 slots in all.
 MAX_PORTS = 20
@@ -25,7 +24,7 @@ KERNEL_PARAMS = ("console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_che
 TCG_PARAMS = ("mitigations=off", "init_on_alloc=0")
 
 
-class Size(NamedTuple):
+class Size(Record):
     """Bounds of a machine: vCPUs and MiB."""
 
     default_vcpus: int

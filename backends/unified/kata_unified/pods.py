@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 from kata.errors import BundleError
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
-class Convention(NamedTuple):
+class Convention(Record):
     """Annotations of one implementation: names of type and sandbox id, and the two values of the type."""
 
     kind: str
