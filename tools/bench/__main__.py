@@ -8,6 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def main() -> int:
                 try:
                     with section(place, name, entry.title) as made:
                         entry.measure(place, made)
-                except (measure.Failed, AssertionError, OSError) as e:
+                except Exception as e:  # the other sections go on
+                    if not isinstance(e, measure.Failed | AssertionError):
+                        traceback.print_exc()
                     failed.append(f"{name}: {e}")
                     say(f"{name} failed: {e}")
                     continue

@@ -55,6 +55,12 @@ class Contender:
         with inside(self.space):
             return together([self.argv(*words) for words in verbs], self.env, stdin=stdin, stdout=stdout)
 
+    def spawn(self, *words: str) -> subprocess.Popen[bytes]:
+        """A verb that goes on, its standard input and output pipes."""
+        with inside(self.space):
+            return subprocess.Popen(self.argv(*words), env={**os.environ, **self.env}, stdin=subprocess.PIPE,
+                                    stdout=subprocess.PIPE, bufsize=0)
+
 
 @contextmanager
 def inside(space: int) -> Iterator[None]:
@@ -105,11 +111,13 @@ def _without_version_2() -> int:
     return space
 
 
-def configuration(boot: str, template_path: Path, pool: int = 0, kernel: str = "", initrd: str = "") -> str:
+def configuration(
+    boot: str, template_path: Path, *, pool_path: Path | None = None, pool: int = 0, kernel: str = "", initrd: str = ""
+) -> str:
     """A configuration file of Kata for one way to boot."""
     lines = ["[factory]", f"enable_template = {str(boot != 'cold').lower()}", f'template_path = "{template_path}"']
-    if boot == "pool":
-        lines += [f"vm_cache_number = {pool}"]
+    if pool_path:
+        lines += [f'vm_cache_endpoint = "{pool_path}"', f"vm_cache_number = {pool}"]
     if kernel:
         lines += ["[hypervisor.qemu]", f'kernel = "{kernel}"', f'initrd = "{initrd}"']
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-COLOURS = ("#4c78a8", "#72b7b2", "#e45756", "#f58518", "#eeca3b", "#54a24b", "#b279a2")
+COLOURS = ("#4c78a8", "#72b7b2", "#e45756", "#f58518", "#54a24b", "#b279a2", "#eeca3b")
 WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 72, 16, 62, 46
 
@@ -57,36 +57,38 @@ class Axis:
 
 
 def bars(title: str, unit: str, groups: Sequence[str], members: Mapping[str, Sequence[Bar | None]],
-         logarithmic: bool = False) -> str:
+         palette: Mapping[str, str], logarithmic: bool = False) -> str:
     """Groups of bars, one colour a member, with the range as a line.
 
     :param members: name -> a bar for each group, None where there is none.
+    :param palette: name -> colour.
     """
     present = [bar for row in members.values() for bar in row if bar]
     axis = Axis([v for bar in present for v in (bar.low or bar.value, bar.high)], logarithmic)
-    parts = frame(title, unit, list(members), axis)
+    parts = frame(title, unit, list(members), palette, axis)
     room = (WIDTH - LEFT - RIGHT) / len(groups)
     wide = room * 0.84 / len(members)
     for g, group in enumerate(groups):
         start = LEFT + room * g + room * 0.08
         parts.append(_text(start + room * 0.42, HEIGHT - BOTTOM + 18, group, "middle"))
-        for m, row in enumerate(members.values()):
+        for m, (name, row) in enumerate(members.items()):
             if bar := row[g]:
                 left, top = start + wide * m, axis.y(bar.value)
                 parts.append(f'<rect x="{left:.1f}" y="{top}" width="{wide * 0.9:.1f}" '
-                             f'height="{HEIGHT - BOTTOM - top:.1f}" fill="{colour(m)}"/>')
+                             f'height="{HEIGHT - BOTTOM - top:.1f}" fill="{palette[name]}"/>')
                 x = left + wide * 0.45
                 parts.append(f'<path d="M{x:.1f} {axis.y(bar.low)}V{axis.y(bar.high)}" stroke="#333"/>')
                 parts.append(_text(x, axis.y(bar.high) - 4, short(bar.value), "middle", 10))
     return document(parts)
 
 
-def lines(title: str, unit: str, along: str, curves: dict[str, Line], logarithmic: bool = False) -> str:
+def lines(title: str, unit: str, along: str, curves: Mapping[str, Line], palette: Mapping[str, str],
+          logarithmic: bool = False) -> str:
     """Curves over a count (``along`` says of what)."""
     values = [y for curve in curves.values() for _x, y in (*curve.points, *curve.dots)]
     places = sorted({x for curve in curves.values() for x, _y in curve.points})
     axis = Axis(values, logarithmic)
-    parts = frame(title, unit, list(curves), axis)
+    parts = frame(title, unit, list(curves), palette, axis)
     scale = (WIDTH - LEFT - RIGHT - 40) / max(places)
 
     def x(value: float) -> float:
@@ -95,21 +97,21 @@ def lines(title: str, unit: str, along: str, curves: dict[str, Line], logarithmi
     for place in places:
         parts.append(_text(x(place), HEIGHT - BOTTOM + 18, f"{place:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, along, "middle"))
-    for n, curve in enumerate(curves.values()):
+    for name, curve in curves.items():
         path = " ".join(f"{x(a)},{axis.y(b)}" for a, b in curve.points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour(n)}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x(a)}" cy="{axis.y(b)}" r="4" fill="{colour(n)}"/>' for a, b in curve.points]
-        parts += [f'<circle cx="{x(a)}" cy="{axis.y(b)}" r="2" fill="{colour(n)}" fill-opacity=".4"/>'
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{palette[name]}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x(a)}" cy="{axis.y(b)}" r="4" fill="{palette[name]}"/>' for a, b in curve.points]
+        parts += [f'<circle cx="{x(a)}" cy="{axis.y(b)}" r="2" fill="{palette[name]}" fill-opacity=".4"/>'
                   for a, b in curve.dots]
     return document(parts)
 
 
-def frame(title: str, unit: str, names: Sequence[str], axis: Axis) -> list[str]:
+def frame(title: str, unit: str, names: Sequence[str], palette: Mapping[str, str], axis: Axis) -> list[str]:
     """Title, legend, and the axis with its lines."""
     parts = [_text(LEFT, 22, title, size=15)]
     at = float(LEFT)
-    for n, name in enumerate(names):
-        parts.append(f'<rect x="{at:.0f}" y="34" width="10" height="10" fill="{colour(n)}"/>')
+    for name in names:
+        parts.append(f'<rect x="{at:.0f}" y="34" width="10" height="10" fill="{palette[name]}"/>')
         parts.append(_text(at + 14, 43, name))
         at += 30 + 6.6 * len(name)
     for tick in axis.ticks():
@@ -124,10 +126,6 @@ def document(parts: Sequence[str]) -> str:
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
             f'height="{HEIGHT}" font-family="sans-serif" font-size="12">')
     return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>", ""])
-
-
-def colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
 
 
 def short(value: float) -> str:

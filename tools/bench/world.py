@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from bench import contenders, measure
 from bench.contenders import Contender
 from bench.figures import Section
+from bench.pool import Pool
 from harness import leaks, sweep
 from harness.bundle import default_config
 from harness.proc import TAG_VARIABLE, run
@@ -44,7 +46,7 @@ class World:
         self.stack = ExitStack()  #: undone at the end of the section
         self.lasting = ExitStack()  #: undone at the end of all
         self.controls = contenders.controls(self.run_dir, self.lasting)
-        self.daemons: list[int] = []  #: children that stay
+        self._pool = Pool(self.run_dir, self.run_dir / "template")
         self._numbers = itertools.count(1)
         self._live: dict[str, Contender] = {}  #: id -> whose container it is
         self._ready: dict[str, Contender] = {}
@@ -57,24 +59,36 @@ class World:
         for initrd in store.list_assets("initrd"):  # oldest first: the newest stays
             with suppress(NotFound):
                 kernel = store.load(initrd.inputs["kernel"])
-                kind = "stock" if kernel.name.startswith("linux-image") else "minimal"
-                found[kind] = (f"{kernel.path}/{kernel.files['kernel']}", f"{initrd.path}/{initrd.files['initrd']}")
+                found[kernel.variant] = (f"{kernel.path}/{kernel.files['kernel']}", f"{initrd.path}/{initrd.files['initrd']}")
         return [self._kata(f"cold, {kind}", "cold", *files) for kind, files in found.items()]
 
     def template(self) -> Contender:
         """Kata with the selected kernel and a template that is there."""
         return self._kata("template", "template")
 
-    def pool(self, size: int = 2) -> Contender | None:
-        """Kata with a pool of ``size`` warmed machines; None where there is no such service."""
-        return None
+    def pool(self, size: int) -> Contender:
+        """Kata with a pool of ``size`` warmed machines, until the section ends."""
+        self.template()  # its machines are clones
+        say(f"filling the pool: {size}")
+        self._pool.resize(size)
+        self.stack.callback(self._pool.resize, 0)
+        return self._pool.contender
 
-    def _kata(self, name: str, boot: str, kernel: str = "", initrd: str = "", pool: int = 0) -> Contender:
+    def quiet(self) -> None:
+        """Wait until the pool, if there is one, is full: nobody is measured while it is being filled."""
+        self._pool.refilled()
+
+    @property
+    def daemons(self) -> list[int]:
+        """Children that stay."""
+        return self._pool.pids
+
+    def _kata(self, name: str, boot: str, kernel: str = "", initrd: str = "") -> Contender:
         name = f"kata {name}"
         if name not in self._ready:
-            text = contenders.configuration(boot, self.run_dir / "template", pool, kernel, initrd)
+            text = contenders.configuration(boot, self.run_dir / "template", kernel=kernel, initrd=initrd)
             found = contenders.kata(self.run_dir, name, boot, text)
-            if boot != "cold":
+            if boot == "template":
                 say("making the template")
                 found.timed("factory", "init")
             self._ready[name] = found
@@ -144,6 +158,8 @@ class World:
         for id in list(self._live):
             with suppress(measure.Failed):
                 self.remove(id)
+        with suppress(measure.Failed, subprocess.TimeoutExpired):
+            self._pool.close()
         for pid in reversed(measure.descendants()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -173,9 +189,9 @@ def world(quick: bool) -> Iterator[World]:
     # The letter at the end keeps one tag from being the beginning of another.
     tag = f"ktmx{os.getpid()}e"
     os.environ[TAG_VARIABLE] = tag
+    (Path("/run") / tag).mkdir(mode=0o700)
+    (Path("/var/tmp") / tag).mkdir(mode=0o711)
     place = World(tag, quick)
-    place.run_dir.mkdir(mode=0o700)
-    place.work_dir.mkdir(mode=0o711)
     try:
         busybox_rootfs(place.rootfs)
         yield place

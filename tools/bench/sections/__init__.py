@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from bench.figures import Section
-from bench.sections import docker, memory, runs, starts, verbs
+from bench.sections import docker, files, memory, runs, starts, streams, verbs
 from bench.world import World
 
 
@@ -19,4 +19,4 @@ class Entry(NamedTuple):
 
 
 SECTIONS = {module.__name__.rpartition(".")[2]: Entry(module.TITLE, module.measure)
-            for module in (runs, verbs, docker, starts, memory)}
+            for module in (runs, verbs, docker, starts, memory, streams, files)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import measure as timing
-from bench.contenders import KATA
+from bench.contenders import KATA, Contender
 from bench.figures import Section
 from bench.world import SLEEP, World
 from harness.dockerd import IMAGE, Docker
@@ -13,7 +13,7 @@ TITLE = "docker run, exec and rm, end to end"
 
 
 def measure(world: World, section: Section) -> None:
-    who = [one for one in (*world.controls, world.template(), world.pool()) if one and one.space < 0]
+    who = [one for one in (*world.controls, world.template(), world.pool(1)) if one.space < 0]
     if len(who) < len(world.controls) + 1:
         section.note("crun cannot be used by docker on this host: its control groups are of both versions")
     names = {one.name: one.name.replace(" ", "-") for one in who}
@@ -26,8 +26,9 @@ def measure(world: World, section: Section) -> None:
     env = {"DOCKER_CONFIG": str(docker.run_dir / "cfg")}
     for number in world.rounds(9, 60):
         for one in world.turns(number, who):
-            def client(metric: str, *words: str, who: str = one.name) -> None:
-                section.add(metric, who, timing.timed(docker.argv(*words), env).seconds)
+            def client(metric: str, *words: str, who: Contender = one) -> None:
+                world.quiet()
+                section.add(metric, who.name, timing.timed(docker.argv(*words), env).seconds)
 
             name = f"b{number}"
             client("docker run --rm true", "run", "--rm", "--runtime", names[one.name], IMAGE, "true")

@@ -11,9 +11,10 @@ TITLE = "run of true, from the command to its end"
 
 def measure(world: World, section: Section) -> None:
     bundle = world.bundle("true", ["true"])
-    who = [*world.controls, *world.cold(), world.template(), *filter(None, [world.pool()])]
+    who = [*world.controls, *world.cold(), world.template(), world.pool(1)]
     for number in world.rounds(9, 100):
         for one in world.turns(number, who):
+            world.quiet()
             id = world.new_id(one)
             took = one.timed("run", "--bundle", str(bundle), id)
             world.gone(id)

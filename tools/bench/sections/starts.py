@@ -12,10 +12,11 @@ COUNTS = (1, 5, 10, 20)
 
 def measure(world: World, section: Section) -> None:
     bundle = str(world.bundle("sleep", SLEEP))
-    who = [*world.controls, world.template(), *filter(None, [world.pool(max(COUNTS))])]
     for count in COUNTS:
-        for number in world.rounds(3, 40):
+        who = [*world.controls, world.template(), world.pool(count)]
+        for number in world.rounds(3 if count < max(COUNTS) else 2, 25):
             for one in world.turns(number, who):
+                world.quiet()
                 at_once(world, section, one, bundle, count)
 
 

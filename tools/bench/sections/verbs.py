@@ -12,7 +12,7 @@ TITLE = "each verb on its own"
 
 def measure(world: World, section: Section) -> None:
     bundle = world.bundle("sleep", SLEEP)
-    who = [*world.controls, *world.cold()[-1:], world.template(), *filter(None, [world.pool()])]
+    who = [*world.controls, *world.cold()[-1:], world.template(), world.pool(1)]
     for number in world.rounds(15, 100):
         for one in world.turns(number, who):
             if one.boot != "cold" or number % 3 == 0:  # it boots for seconds, and only `create` differs
@@ -26,7 +26,9 @@ def life(world: World, section: Section, one: Contender, bundle: str) -> None:
     def verb(name: str, *words: str) -> None:
         section.add(name, one.name, one.timed(name, *words).seconds)
 
+    world.quiet()
     verb("create", "--bundle", bundle, "--pid-file", str(world.pid_file(id)), id)
+    world.quiet()
     pid = int(world.pid_file(id).read_text())
     verb("start", id)
     # The first one in a new machine translates code that the later ones find translated.
