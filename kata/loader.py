@@ -1,8 +1,13 @@
 """Flavors: which one, and its backend.  The only module that imports stevedore.
 
-The verb that makes a sandbox finds the plugin through stevedore and records
-``module:Class``; later verbs import just that (:func:`load_resolved`), which
-costs a tenth, and come back to the name when the class is gone after an upgrade.
+The verb that makes a sandbox resolves the plugin through stevedore and records
+``module:Class``; later verbs import just that (:func:`load_resolved`), and come
+back to the name when the class is gone after an upgrade.
+
+Stevedore imports :mod:`importlib.metadata`, which takes as long as all else that
+such a verb imports.  So its answer is kept in :data:`MEMO`, together with what
+it depends on: every distribution with entry points on ``sys.path``.  As soon as
+one comes, goes or changes, stevedore is asked again.
 """
 
 from __future__ import annotations
@@ -10,15 +15,18 @@ from __future__ import annotations
 import os
 import sys
 
+from kata import state
 from kata.contract import CONTRACT_VERSION, Backend
-from kata.errors import ConfigError, HostError, UsageError
+from kata.errors import ConfigError, HostError, KataError, UsageError
 from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 GROUP = "kata.backends"  #: entry point group of the plugins
+MEMO = f"{state.RUN_DIR}/flavors.json"
 DEFAULT = "unified"
 VARIABLE = "KATA_FLAVOR"
 #: Program names of the originals -> flavor.
@@ -63,6 +71,52 @@ def load(name: str, origin: str = "") -> Backend:
     :raise ConfigError: there is no such flavor.
     :raise HostError: its plugin cannot be imported or breaks the contract.
     """
+    plugins = _plugins()
+    memo = _memo(plugins)
+    if name in memo:
+        try:
+            return check(_class(memo[name]), name)
+        except Exception:  # stevedore says it better
+            pass
+    backend = _ask_stevedore(name, origin)
+    try:
+        state.write_json(MEMO, {"version": state.VERSION, "plugins": plugins,
+                                "flavors": {**memo, name: resolved(backend)}})
+    except HostError:
+        pass  # not root, say: it is slower without
+    return backend
+
+
+def _memo(plugins: list[list[Any]]) -> dict[str, str]:
+    """What stevedore has answered since the plugins are as they are: flavor -> ``module:Class``."""
+    try:
+        record = state.read_json(MEMO)
+    except (OSError, KataError):
+        return {}
+    flavors: dict[str, str] = record["flavors"] if record.get("plugins") == plugins else {}
+    return flavors
+
+
+def _plugins() -> list[list[Any]]:
+    """Every list of entry points on ``sys.path``, in order: path, time of change, size."""
+    found: list[list[Any]] = []
+    for folder in sys.path:
+        try:
+            names = sorted(os.listdir(folder or "."))
+        except OSError:  # a zip file, or nothing
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                path = f"{folder}/{name}/entry_points.txt"
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    continue
+                found.append([path, status.st_mtime_ns, status.st_size])
+    return found
+
+
+def _ask_stevedore(name: str, origin: str) -> Backend:
     from stevedore.driver import DriverManager
     from stevedore.exception import MultipleMatches, NoMatches
 
@@ -96,16 +150,20 @@ def resolved(backend: Backend) -> str:
     return f"{type(backend).__module__}:{type(backend).__qualname__}"
 
 
+def _class(reference: str) -> object:
+    module, _colon, attribute = reference.partition(":")
+    __import__(module)
+    return getattr(sys.modules[module], attribute)
+
+
 def load_resolved(reference: str, name: str) -> Backend:
     """The backend that :func:`resolved` named, or, if that is gone, of the flavor ``name``.
 
     :raise ConfigError: neither is there.
     :raise HostError: it breaks the contract.
     """
-    module, _colon, attribute = reference.partition(":")
     try:
-        __import__(module)
-        found = getattr(sys.modules[module], attribute)
+        found = _class(reference)
     except (ImportError, AttributeError, ValueError):
         return load(name, "the container's state")
     except Exception as e:  # as in load()

@@ -51,6 +51,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (info / "entry_points.txt").write_text("\n".join(
         [f"[{loader.GROUP}]", *lines, "broken = test_plugin_broken:X", "gone = test_plugin_gone:X"]))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(loader, "MEMO", str(tmp_path / "flavors.json"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where stevedore keeps what it found
     from stevedore import _cache, extension
 
@@ -66,6 +67,28 @@ def test_a_good_plugin(plugins: Path) -> None:
     assert backend.name == "good" and loader.resolved(backend) == "test_plugin_module:Good"
     assert type(loader.load_resolved("test_plugin_module:Good", "good")) is type(backend)
     assert {"good", "old", "broken"} <= set(loader.available())
+
+
+def test_stevedore_is_asked_once_until_a_distribution_changes(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader.load("good")
+    ask = loader._ask_stevedore
+    asked: list[str] = []
+
+    def count(name: str, origin: str) -> object:
+        asked.append(name)
+        return ask(name, origin)
+
+    monkeypatch.setattr(loader, "_ask_stevedore", count)
+    assert loader.load("good").name == "good" and not asked
+    with pytest.raises(HostError, match="for version 0"):
+        loader.load("old")
+    assert loader.load("good").name == "good" and asked == ["old"]
+    other = plugins / "other-1.dist-info"
+    other.mkdir()
+    (other / "entry_points.txt").write_text("[console_scripts]\n")
+    assert loader.load("good").name == "good" and asked == ["old", "good"]
+    (plugins / "flavors.json").write_text("{")
+    assert loader.load("good").name == "good" and asked == ["old", "good", "good"]
 
 
 def test_a_class_that_is_gone_is_found_by_its_name(plugins: Path) -> None:
