@@ -19,7 +19,7 @@ from bench import contenders, measure
 from bench.contenders import Contender
 from bench.figures import Section
 from bench.pool import Pool
-from harness import leaks, sweep
+from harness import evidence, leaks, sweep
 from harness.bundle import default_config
 from harness.proc import TAG_VARIABLE, run
 from harness.rootfs import busybox_rootfs
@@ -59,7 +59,7 @@ class World:
         for initrd in store.list_assets("initrd"):  # oldest first: the newest stays
             with suppress(NotFound):
                 kernel = store.load(initrd.inputs["kernel"])
-                found[kernel.variant] = (f"{kernel.path}/{kernel.files['kernel']}", f"{initrd.path}/{initrd.files['initrd']}")
+                found[kernel.variant] = tuple(f"{a.path}/{a.files[a.kind]}" for a in (kernel, initrd))
         return [self._kata(f"cold, {kind}", "cold", *files) for kind, files in found.items()]
 
     def template(self) -> Contender:
@@ -151,6 +151,14 @@ class World:
         measure.drain()
         self.gone(id)
 
+    def show_logs(self) -> None:
+        """What machines of containers that are not gone said last."""
+        for id, who in self._live.items():
+            if who.is_vm:
+                evidence.capture(Path(who.root), id)
+        for name, text in evidence.collect():
+            print(f"-- {name}\n{text[-1500:]}", file=sys.stderr)
+
     # --- the end ---------------------------------------------------------------
 
     def close(self) -> None:
@@ -209,6 +217,10 @@ def section(place: World, name: str, title: str) -> Iterator[Section]:
     made = Section(name, title, started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), load_before=measure.load())
     began = time.monotonic()
     with place.stack:
-        yield made
+        try:
+            yield made
+        except Exception:
+            place.show_logs()
+            raise
     made.seconds = round(time.monotonic() - began, 1)
     made.load_after = measure.load()
