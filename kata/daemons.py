@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+import kata
+import kata_agent
 from kata import cgroups, state
 from kata.errors import HostError
 from kata.jsontext import dumps
@@ -42,8 +44,8 @@ def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *
             netns.enter(network)
             os.dup2(listener.fileno(), PROXY_LISTENER, inheritable=True)
 
-        argv = [sys.executable, "-I", "-m", "kata.proxy", directory, *(["--resume"] if resume else []),
-                *(["--pooled"] if pooled else [])]
+        argv = _program("kata.proxy.__main__", directory, *(["--resume"] if resume else []),
+                        *(["--pooled"] if pooled else []))
         return spawn(argv, stdio=(-1, log, log), session=True, cwd="/", env=_environment(), before_exec=prepare)
     finally:
         os.close(log)
@@ -63,7 +65,7 @@ def start_factory(plan: Mapping[str, Any], path: str, *, wait: bool = False) -> 
     try:
         os.write(given, dumps(plan).encode())
         os.lseek(given, 0, os.SEEK_SET)
-        argv = [sys.executable, "-I", "-m", "kata.proxy.factory", *(["--wait"] if wait else [])]
+        argv = _program("kata.proxy.factory", *(["--wait"] if wait else []))
         return spawn(argv, stdio=(given, log, log), session=True, cwd="/", env=_environment(),
                      before_exec=lambda: cgroups.join_like(1))
     finally:
@@ -88,6 +90,13 @@ def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, 
     stdio = (-1, -1, -1) if console_socket else (0, 1, 2)
     return spawn(argv, stdio=stdio, keep=[connection] if connection >= 0 else [], session=not foreground, cwd="/",
                  env=_environment(), before_exec=prepare)
+
+
+def _program(module: str, *words: str) -> list[str]:
+    """The command line of a program of ours: without :mod:`site`, which takes as long as the interpreter itself."""
+    places = dict.fromkeys([*sys.path, *(os.path.dirname(p.__path__[0]) for p in (kata, kata_agent))])
+    start = f"import sys; sys.path[:] = {list(places)}; from {module} import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-IS", "-c", start, *words]
 
 
 def _environment() -> Mapping[str, str]:

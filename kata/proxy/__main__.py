@@ -10,9 +10,7 @@ stops it, and waits until somebody claims it.
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from typing import Any
 
 import kata
 import kata_agent
@@ -24,6 +22,10 @@ from kata.storage import mountns, special
 from kata.storage.share import ShareRoot
 from kata.vm.launch import Memory, launch
 from kata_agent.linux import syscalls
+
+TYPE_CHECKING = False  # typing is not imported: it is slow, and QEMU waits for it
+if TYPE_CHECKING:
+    from typing import Any
 
 LISTENER = 3
 
@@ -108,16 +110,31 @@ def main(argv: list[str]) -> int:
         failure = e
     except OSError as e:
         failure = HostError(f"the proxy cannot set the sandbox up: {e}")
-    listener = socket.socket(fileno=LISTENER)
-
     # Heavy from here on: asyncio, protobuf, QMP.
+    _without_ssl()
+    import socket
+
     from kata.proxy import boot
     from kata.proxy.serve import serve
 
-    serve(start, listener, failure, boot.take_over if resume else boot.warm_up if pooled else boot.boot)
+    how = boot.take_over if resume else boot.warm_up if pooled else boot.boot
+    serve(start, socket.socket(fileno=LISTENER), failure, how)
     sys.stdout.flush()
     # Nothing is left to tidy up; the interpreter's own end takes longer than ours.
     os._exit(0)
+
+
+def _without_ssl() -> None:
+    """Import asyncio without :mod:`ssl`, for which there is no use here: OpenSSL takes time and memory.
+
+    asyncio does without it where an interpreter lacks it; qemu.qmp names its SSLContext in annotations.
+    """
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    import asyncio  # noqa: F401
+
+    absent: Any = type(sys)("ssl")
+    absent.SSLContext = object
+    sys.modules["ssl"] = absent
 
 
 if __name__ == "__main__":

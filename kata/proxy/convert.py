@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from kata_agent.protocol import agent_pb2, guest_pb2, oci_pb2
+
+M = TypeVar("M", bound=Message)
 
 # The only name of the specification that oci.proto spells otherwise.
 _RENAMED = {"ociversion": "version"}
 
 
-def fill(message: Message, value: Mapping[str, Any]) -> None:
-    """Copy what ``message`` has fields for; names are compared without case.
+def fill(message: Message, value: Mapping[str, Any], *, strict: bool = False) -> None:
+    """Copy what ``message`` has fields for; names are compared without case, bytes are base64.
 
     oci.proto takes its names from the Go types, the JSON its own from their
     tags; they differ in case only.  What oci.proto has no field for travels in
     the extras of ``kata.v1.Guest``.
+
+    :param strict: a name that there is no field for is a ValueError.
     """
     fields = {f.name.lower(): f for f in message.DESCRIPTOR.fields}
     for key, item in value.items():
         field = fields.get(_RENAMED.get(key.lower(), key.lower()))
+        if field is None and strict:
+            raise ValueError(f"{message.DESCRIPTOR.full_name} has no field {key!r}")
         if field is None or item is None:
             continue
         target = getattr(message, field.name)
@@ -33,14 +39,25 @@ def fill(message: Message, value: Mapping[str, Any]) -> None:
         elif field.is_repeated:
             if field.message_type is not None:
                 for entry in item:
-                    fill(target.add(), entry)
+                    fill(target.add(), entry, strict=strict)
             else:
                 target.extend(item)
         elif field.message_type is not None:
             target.SetInParent()
-            fill(target, item)
+            fill(target, item, strict=strict)
+        elif field.type == field.TYPE_BYTES:
+            setattr(message, field.name, binascii.a2b_base64(item))
         else:
             setattr(message, field.name, item)
+
+
+def strictly(message: M, value: Mapping[str, Any]) -> M:
+    """``message``, filled with JSON of ours.
+
+    :raise ValueError: it has a name that there is no field for.
+    """
+    fill(message, value, strict=True)
+    return message
 
 
 def _is_map(field: Any) -> bool:
@@ -66,13 +83,12 @@ def oci_resources(value: Mapping[str, Any]) -> oci_pb2.LinuxResources:
 
 
 def container_extras(container_id: str, value: Mapping[str, Any]) -> guest_pb2.PrepareContainerRequest:
-    return ParseDict(dict(value), guest_pb2.PrepareContainerRequest(container_id=container_id))
+    return strictly(guest_pb2.PrepareContainerRequest(container_id=container_id), value)
 
 
 def process_extras(container_id: str, exec_id: str, value: Mapping[str, Any]) -> guest_pb2.PrepareProcessRequest:
-    request = guest_pb2.PrepareProcessRequest(container_id=container_id, exec_id=exec_id)
-    return ParseDict(dict(value), request)
+    return strictly(guest_pb2.PrepareProcessRequest(container_id=container_id, exec_id=exec_id), value)
 
 
 def storages(values: tuple[Mapping[str, Any], ...]) -> list[agent_pb2.Storage]:
-    return [ParseDict(dict(v), agent_pb2.Storage()) for v in values]
+    return [strictly(agent_pb2.Storage(), v) for v in values]

@@ -27,7 +27,7 @@ from kata_agent.linux import syscalls
 NICE = 10  #: a start that somebody waits for goes first
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """:return: 0 when the template is there, made by us or not."""
     syscalls.set_name("kata-factory")
     plan = from_json(SandboxPlan, json.load(sys.stdin))
@@ -35,7 +35,7 @@ def main() -> int:
     # QEMU's lifetime is ours, not a sandbox's.
     syscalls.unshare(syscalls.CLONE_NEWNET)
     try:
-        with template.making(plan, wait="--wait" in sys.argv) as directory:
+        with template.making(plan, wait="--wait" in argv) as directory:
             if directory is not None:
                 asyncio.run(make(plan, directory))
     except KataError as e:
@@ -89,4 +89,4 @@ async def make(plan: SandboxPlan, directory: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

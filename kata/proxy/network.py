@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from google.protobuf.json_format import ParseDict
-
 from kata.agent_client import AgentClient
 from kata.contract import SandboxPlan
 from kata.errors import HostError, KataError
 from kata.network import wire
 from kata.network.inventory import Interface
 from kata.network.watch import Changes, Watcher
+from kata.proxy import convert
 from kata.proxy.log import log
 from kata.proxy.record import SandboxRecord
 from kata.vm.machine import Machine
@@ -111,10 +110,10 @@ class Network:
                 wire.set_mtu(self._watcher.rtnl, self.wires[now.index][1], now.mtu)
             await self._configure(now)
         if changes.routes or changes.added or changes.changed:
-            routes = ParseDict({"Routes": changes.now.agent_routes()}, agent_pb2.Routes())
+            routes = convert.strictly(agent_pb2.Routes(), {"Routes": changes.now.agent_routes()})
             await self.agent.agent("UpdateRoutes", agent_pb2.UpdateRoutesRequest(routes=routes))
         if changes.neighbours or (changes.added and changes.now.neighbours):
-            neighbours = ParseDict({"ARPNeighbors": changes.now.agent_neighbours()}, agent_pb2.ARPNeighbors())
+            neighbours = convert.strictly(agent_pb2.ARPNeighbors(), {"ARPNeighbors": changes.now.agent_neighbours()})
             await self.agent.agent("AddARPNeighbors", agent_pb2.AddARPNeighborsRequest(neighbors=neighbours))
         for note in (*changes.now.notes, *(f"{name} cannot be in a machine" for name in changes.now.unsupported)):
             log(f"network: {note}")
@@ -141,7 +140,7 @@ class Network:
         log(f"network: {interface.name} ({joined.mac}) is card {card} of the machine")
 
     async def _configure(self, interface: Interface) -> None:
-        message = ParseDict(interface.agent(), types_pb2.Interface())
+        message = convert.strictly(types_pb2.Interface(), interface.agent())
         await self.agent.agent("UpdateInterface", agent_pb2.UpdateInterfaceRequest(interface=message))
 
     async def _remove(self, interface: Interface) -> None:
