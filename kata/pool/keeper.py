@@ -16,6 +16,7 @@ import itertools
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
@@ -281,9 +282,12 @@ class Keeper:
         poll.register(events, select.POLLIN)
         for _start, pidfd in self._pidfds.values():
             poll.register(pidfd, select.POLLIN)
-        poll.poll(None if timeout is None else timeout * 1000)
-        with suppress(BlockingIOError):
-            os.read(events, 1 << 16)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            ready = [fd for fd, _events in poll.poll(remaining)]
+            if ready != [events] or _concerns(events):
+                break
         for pid, (start, pidfd) in list(self._pidfds.items()):
             if not state.alive(pid, start):
                 with suppress(ChildProcessError):  # an earlier keeper's
@@ -297,6 +301,15 @@ class Keeper:
         if start and self._pidfds.get(pid, (0, -1))[0] != start:
             with suppress(ProcessLookupError):
                 self._pidfds[pid] = (start, syscalls.pidfd_open(pid))
+
+
+def _concerns(events: int) -> bool:
+    """Whether one of the events is of a machine that can be claimed, or of somebody who found none."""
+    found = False
+    with suppress(BlockingIOError):
+        for _watch, _mask, name in syscalls.inotify_events(os.read(events, 1 << 16)):
+            found |= not name.startswith(".")
+    return found
 
 
 def _low_priority() -> None:

@@ -26,7 +26,7 @@ PROGRAMS = {"destination": "/bin", "type": "bind", "source": "/bin", "options": 
 class _Nobody:
     """In the place of a shim: takes everything."""
 
-    def send(self, frame: bytes) -> None:
+    def send(self, *frame: bytes | memoryview) -> None:
         pass
 
     async def drain(self) -> None:
