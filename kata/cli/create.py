@@ -7,7 +7,7 @@ import os
 from kata import state
 from kata.cli.context import Context
 from kata.cli.table import FLAG, INT, Argument, Namespace, Option, Verb
-from kata.errors import BundleError, UnsupportedError
+from kata.errors import BundleError, UnsupportedError, UsageError
 
 BUNDLE = Option("--bundle", "-b", help="directory with config.json; the current one by default", metavar="DIR")
 CONSOLE_SOCKET = Option("--console-socket", help="unix socket that takes the terminal's master", metavar="SOCKET")
@@ -40,9 +40,15 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
     check_fds(args["preserve_fds"])
     bundle = oci.load(args["bundle"] or ".", container_id)
     console_socket = args["console_socket"]
-    if bundle.terminal and not console_socket and not foreground:
+    if bundle.terminal and not console_socket and not args["console"] and not foreground:
         raise BundleError("the process wants a terminal, and there is nobody to give it to",
                           "name a --console-socket, or set process.terminal to false")
+    if args["console"] and not bundle.terminal:
+        raise BundleError("--console is given but process.terminal is false",
+                          "set process.terminal to true or leave --console out")
+    if args["console"] and console_socket:
+        raise UsageError("--console and --console-socket are both given", "give one of them")
+    console = console_path(args["console"])
     if console_socket and not bundle.terminal:
         raise BundleError("--console-socket is given but process.terminal is false",
                           "set process.terminal to true or leave --console-socket out")
@@ -50,8 +56,28 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
         context.root or state.DEFAULT_ROOT, context.backend(), bundle, context.invocation(),
         context.log, console_socket=os.path.abspath(console_socket) if console_socket else "",
         pid_file=os.path.abspath(args["pid_file"]) if args["pid_file"] else "",
-        systemd_cgroup=context.options["systemd_cgroup"], foreground=foreground, console=args["console"])
+        systemd_cgroup=context.options["systemd_cgroup"], foreground=foreground,
+        console=console)
     return creation.run()
+
+
+def console_path(path: str) -> str:
+    """The absolute path of a ``--console``; "" stays.
+
+    :raise UsageError: it is no terminal.
+    """
+    if not path:
+        return ""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as e:
+        raise UsageError(f"--console {path} cannot be opened: {e.strerror}") from e
+    try:
+        if not os.isatty(fd):
+            raise UsageError(f"--console {path} is no terminal", "give the path of a pseudo terminal")
+    finally:
+        os.close(fd)
+    return os.path.abspath(path)
 
 
 def check_fds(count: int) -> None:

@@ -7,7 +7,7 @@ import sys
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.create import CONSOLE_SOCKET, PID_FILE, check_fds
+from kata.cli.create import CONSOLE_SOCKET, PID_FILE, check_fds, console_path
 from kata.cli.table import FLAG, INT, MANY, Argument, Namespace, Option, Verb
 from kata.errors import UnsupportedError, UsageError, WrongState
 
@@ -63,15 +63,21 @@ def run(context: Context, args: Namespace) -> int:
     if args["cgroup"]:
         extras["cgroup"] = _cgroup(args["cgroup"])
     terminal = bool(process.get("terminal"))
-    if terminal and args["detach"] and not args["console_socket"]:
+    if terminal and args["detach"] and not args["console_socket"] and not args["console"]:
         raise UsageError("a detached process with a terminal needs a --console-socket")
+    if args["console"] and (args["console_socket"] or not terminal):
+        raise UsageError("--console goes with a terminal and without a --console-socket",
+                         "add --tty, or leave --console out")
+    console = console_path(args["console"])
+    if terminal and "consoleSize" not in process and not args["console_socket"]:
+        process |= _size(console)
     exec_id = f"exec-{os.urandom(8).hex()}"
     with context.proxy(container) as client:
         client.request("exec", timeout=_PAUSED if args["ignore_paused"] else 90, id=container.id, exec_id=exec_id,
                        process=process, extras=extras, ignore_paused=args["ignore_paused"])
         if args["detach"] or args["console_socket"] or args["pid_file"]:
-            return _by_shim(args, container, client, exec_id, process)
-        return _here(container, client, exec_id, terminal, args["console"])
+            return _by_shim(args, container, client, exec_id, process, console)
+        return _here(container, client, exec_id, terminal, console)
 
 
 def _process(context: Context, args: Namespace, first: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +112,18 @@ def _process(context: Context, args: Namespace, first: dict[str, Any]) -> dict[s
     return process
 
 
+def _size(console: str) -> dict[str, Any]:
+    """The size its terminal has now, so that the process meets it from its first instruction on."""
+    fd = os.open(console, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC) if console else os.dup(0)
+    try:
+        columns, lines = os.get_terminal_size(fd)
+    except OSError:
+        return {}
+    finally:
+        os.close(fd)
+    return {"consoleSize": {"height": lines, "width": columns}}
+
+
 def _user(user: dict[str, Any], text: str, groups: tuple[str, ...]) -> dict[str, Any]:
     user = dict(user)
     if text:
@@ -138,7 +156,7 @@ def _cgroup(paths: tuple[str, ...]) -> str:
 
 
 def _by_shim(args: Namespace, container: state.Container, client: Client, exec_id: str,
-             process: dict[str, Any]) -> int:
+             process: dict[str, Any], console: str) -> int:
     from kata import cgroups
     from kata.daemons import start_shim, write_pid_file
     from kata.spawn import reap
@@ -149,6 +167,7 @@ def _by_shim(args: Namespace, container: state.Container, client: Client, exec_i
         pid = start_shim(
             container.proxy_socket, container.id, exec_id, process["args"], terminal=terminal, network=network,
             console_socket=os.path.abspath(args["console_socket"]) if args["console_socket"] else "",
+            console=console,
             join_cgroup=cgroups.at(container.record["cgroup"]).join, foreground=not args["detach"],
             connection=client.sock.fileno())
     finally:
@@ -159,17 +178,21 @@ def _by_shim(args: Namespace, container: state.Container, client: Client, exec_i
         return 0
     from kata.cli.run import carried, raw_terminal
 
-    with carried(pid), raw_terminal(terminal and not args["console_socket"]):
+    with carried(pid), raw_terminal(terminal and not args["console_socket"] and not console):
         return reap(pid)
 
 
 def _here(container: state.Container, client: Client, exec_id: str, terminal: bool, console: str) -> int:
     """Be the shim: nobody needs a process of its own to stand for this one."""
-    from kata.cli.run import raw_terminal
-    from kata.shim import Shim
+    from kata.shim import Shim, use_console
 
-    tty_fd = os.open(console, os.O_RDWR | os.O_NOCTTY) if console else -1
+    tty_fd = use_console(console) if console else -1
     sys.stdout.flush()
-    with raw_terminal(terminal and not console):
-        return Shim(container.proxy_socket, container.id, exec_id, terminal=terminal, tty_fd=tty_fd,
-                    connection=client.sock).run()
+    shim = Shim(container.proxy_socket, container.id, exec_id, terminal=terminal, tty_fd=tty_fd,
+                connection=client.sock)
+    if not terminal or console:
+        return shim.run()
+    from kata.cli.run import raw_terminal
+
+    with raw_terminal(True):
+        return shim.run()

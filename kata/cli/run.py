@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from kata.cli.context import Context
 from kata.cli.create import COMMON, create
@@ -14,6 +13,7 @@ from kata.cli.start import start
 from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import KataError
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,7 +39,7 @@ def run(context: Context, args: Namespace) -> int:
         raise
     if args["detach"]:
         return 0
-    with carried(pid), raw_terminal(container.record["terminal"] and foreground):
+    with carried(pid), raw_terminal(container.record["terminal"] and foreground and not args["console"]):
         _, status = os.waitpid(pid, 0)
     if not args["keep"]:
         delete(context, context.container(container.id), True)

@@ -95,11 +95,10 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
     if "pid" not in bundle.namespaces or config.enable_agent_pidns:
         extras["sandbox_pidns_host"] = True
 
-    resources, lost = _resources(bundle.resources, devices.rules)
-    spec = _spec(bundle, mounts, devices, resources)
+    spec = _spec(bundle, mounts, devices, _resources(bundle.resources, devices.rules))
     root = Share(source=bundle.rootfs, name="rootfs", is_dir=True, read_only=False)  # mount points may have to be made
     return GuestSpec(spec=spec, extras=extras, storages=tuple(mounts.storages), shares=(root, *mounts.shares),
-                     disks=tuple(devices.disks), dns_relay=mounts.dns_relay, warnings=(*warnings, *lost))
+                     disks=tuple(devices.disks), dns_relay=mounts.dns_relay, warnings=tuple(warnings))
 
 
 def container_plan(config: RuntimeConfig, bundle: Bundle, *, sandbox_id: str, role: str, flavor: str,
@@ -109,13 +108,18 @@ def container_plan(config: RuntimeConfig, bundle: Bundle, *, sandbox_id: str, ro
     Other flavors use :func:`kata.record.replace` on it.
     """
     guest = build(config, bundle, host)
+    warnings = guest.warnings
+    if role == "container":
+        warnings += tuple(
+            f"linux.resources.blockIO.{key}: the machine's disk access is in the cgroup of its first container"
+            for key, value in sorted(bundle.resources.get("blockIO", {}).items()) if value and key.endswith("Device"))
     if guest_process_at == "start":
         guest.extras["defer_process"] = True
     return ContainerPlan(
         id=bundle.id, sandbox_id=sandbox_id, role=role, flavor=flavor, spec=guest.spec, extras=guest.extras,
         storages=guest.storages, shares=guest.shares, disks=guest.disks, guest_process_at=guest_process_at,
         pause_scope=pause_scope, vcpus=vcpus_of(bundle.resources), memory=memory_of(bundle.resources),
-        dns_relay=guest.dns_relay, warnings=guest.warnings)
+        dns_relay=guest.dns_relay, warnings=warnings)
 
 
 def vcpus_of(resources: Mapping[str, Any]) -> int:
@@ -173,8 +177,8 @@ def _spec(bundle: Bundle, mounts: Mounts, devices: Devices, resources: dict[str,
     return spec
 
 
-def _resources(resources: Mapping[str, Any], rules: list[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """The limits that the guest applies, and which do not hold."""
+def _resources(resources: Mapping[str, Any], rules: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The limits that the guest applies; those on the host's disks are the host cgroup's."""
     kept: dict[str, Any] = {}
     if rules:
         kept["devices"] = [dict(r) for r in rules]
@@ -187,6 +191,4 @@ def _resources(resources: Mapping[str, Any], rules: list[Mapping[str, Any]]) -> 
         kept["blockIO"] = {"weight": block["weight"]}
     if resources.get("hugepageLimits"):
         kept["hugepageLimits"] = [dict(h) for h in resources["hugepageLimits"]]
-    lost = [f"linux.resources.blockIO.{key}: limits of the host's disks do not hold in the guest, which has others"
-            for key in sorted(block) if block[key] and key.endswith("Device")]
-    return kept, lost
+    return kept

@@ -8,9 +8,12 @@ import os
 import re
 import subprocess
 import time
+from pathlib import Path
 
+from harness import leaks
 from harness.console import Terminal
 from harness.dockerd import IMAGE, Docker
+from harness.sandbox import kill
 from harness.wait import eventually
 
 from .conftest import Start
@@ -203,6 +206,28 @@ def test_copy_commit_diff(docker: Docker, start: Start) -> None:
     result = docker("run", "--rm", "made:test", "sh", "-c", "cat /made; test -e /etc/group || echo gone").ok()
     assert result.stdout == "made\ngone\n"
     docker("rmi", "made:test").ok()
+
+
+def test_proxy_killed(docker: Docker, start: Start) -> None:
+    """docker does not notice: logs go on, exec works, the exit code is the container's."""
+    name = start(script="trap 'exit 7' TERM; i=0; while :; do echo line $i; i=$((i+1)); sleep 0.2; done")
+    eventually("a first line", lambda: "line 1" in docker("logs", name).stdout)
+    pid = docker.inspect(name)["State"]["Pid"]
+    folder = next(f for f in leaks.SANDBOXES.iterdir() if pid in shims(f))
+    kill(json.loads((folder / "sandbox.json").read_text())["proxy"]["pid"], "the proxy")
+    assert docker("exec", name, "echo", "still here").ok().out == "still here"
+    seen = docker("logs", name).ok().stdout.splitlines()
+    eventually("more lines", lambda: len(docker("logs", name).stdout.splitlines()) > len(seen) + 3)
+    docker("stop", "-t", "20", name, timeout=60).ok()
+    lines = docker("logs", name).ok().stdout.splitlines()
+    assert lines == [f"line {i}" for i in range(len(lines))]
+    assert docker.inspect(name)["State"]["ExitCode"] == 7
+
+
+def shims(folder: Path) -> list[int]:
+    """Pids of the containers in a sandbox."""
+    containers = json.loads((folder / "sandbox.json").read_text())["containers"]
+    return [json.loads(Path(c["root"], id, "state.json").read_text())["pid"] for id, c in containers.items()]
 
 
 def test_terminal(docker: Docker) -> None:

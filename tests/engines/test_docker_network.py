@@ -111,6 +111,22 @@ def test_published_ports(docker: Docker, start: Start) -> None:
         get(docker, "http://127.0.0.1:8080/name")
 
 
+ECHO = '$s = IO::Socket::INET->new(LocalPort => 53, Proto => "udp"); while ($s->recv($d, 1500)) { $s->send($d) }'
+
+
+def test_published_udp_port(docker: Docker, start: Start) -> None:
+    """-p /udp: a datagram goes in, its answer comes out."""
+    programs = [word for folder in ("/usr", "/lib", "/lib64") for word in ("-v", f"{folder}:{folder}:ro")]
+    start("-p", "127.0.0.1:5353:53/udp", *programs, script=f"exec perl -MIO::Socket::INET -e '{ECHO}'")
+    code = ("import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)\n"
+            "s.connect(('127.0.0.1', 5353)); s.send(b'datagram'); print(s.recv(100).decode())")
+
+    def answer() -> str:
+        return docker.outside(sys.executable, "-I", "-c", code).out
+
+    assert eventually("an answer over UDP", answer, 60) == "datagram"
+
+
 def test_large_transfer(docker: Docker, start: Start) -> None:
     """30 MB from container to host: the sum is right."""
     extra = "i=0; while [ $i -lt 30 ]; do head -c 1000000 /dev/urandom; i=$((i+1)); done > /www/big;"

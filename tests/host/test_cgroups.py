@@ -33,7 +33,7 @@ time.sleep(100)
 
 
 def start_in(cgroup: Cgroup, argv: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(argv, preexec_fn=cgroup.join, stdout=subprocess.PIPE)
+    return subprocess.Popen(argv, preexec_fn=cgroup.join, stdout=subprocess.PIPE)  # noqa: PLW1509
 
 
 @pytest.fixture

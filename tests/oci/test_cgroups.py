@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from harness.oci import Container, Oci
-from harness.proc import environment
+from harness.proc import environment, run
+from harness.sandbox import Parts
 from harness.text import compare, script, sections
 
 MIB = 1 << 20
@@ -76,6 +78,54 @@ def test_limits_inside(oci: Oci) -> None:
             refused = oci.verb("update", *bad, c.id, timeout=15).fails()
             assert refused.stderr.strip(), refused
         assert limits(c)["memory"] == str(96 * MIB)
+
+
+@pytest.mark.vm_only
+def test_huge_pages_and_block_io(oci: Oci) -> None:
+    """hugepageLimits and a weight hold in the guest; limits of a host's disk on the host, where it is read."""
+    image = oci.work_dir / "limited.img"
+    with open(image, "wb") as f:
+        f.truncate(4 << 20)
+    device = run("losetup", "--find", "--show", str(image)).ok().out
+    try:
+        rdev = os.stat(device).st_rdev
+        number = {"major": os.major(rdev), "minor": os.minor(rdev)}
+        bundle = oci.bundle()
+        bundle.linux["devices"] = [{"path": "/dev/disk", "type": "b", "fileMode": 0o660, **number}]
+        bundle.linux["resources"]["devices"].append({"allow": True, "type": "b", "access": "rwm", **number})
+        bundle.linux["resources"]["hugepageLimits"] = [{"pageSize": "2MB", "limit": 4 * MIB}]
+        bundle.linux["resources"]["blockIO"] = {
+            "weight": 300, "throttleReadBpsDevice": [{**number, "rate": MIB}],
+            "throttleWriteIOPSDevice": [{**number, "rate": 77}],
+        }
+        with oci.running(bundle) as c:
+            seen = sections(c.sh(script(
+                huge="cat /sys/fs/cgroup/hugetlb.2MB.max",
+                weight="cat /sys/fs/cgroup/io.weight /sys/fs/cgroup/io.bfq.weight 2>/dev/null",
+                read="dd if=/dev/disk bs=1M 2>/dev/null | wc -c")).ok().stdout)
+            compare(seen, {"huge": str(4 * MIB), "weight": lambda v: "default" in v and "default 100" not in v,
+                           "read": "4194304"})
+            qemu = Parts(oci.root, c.id).qemu
+            assert throttles(qemu) == {f"rbps {os.major(rdev)}:{os.minor(rdev)} {MIB}",
+                                       f"wiops {os.major(rdev)}:{os.minor(rdev)} 77"}
+    finally:
+        run("losetup", "--detach", device).ok()
+        image.unlink()
+
+
+def throttles(pid: int) -> set[str]:
+    """What limits the disk access of a process on the host."""
+    lines = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+    if "blkio" in lines:
+        folder = Path(f"/sys/fs/cgroup/blkio{lines['blkio']}")
+        files = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
+        return {f"{short} {line}" for short, name in files.items()
+                for line in (folder / f"blkio.throttle.{name}_device").read_text().splitlines()}
+    found = set()
+    for line in Path(f"/sys/fs/cgroup{lines['']}/io.max").read_text().splitlines():
+        device, *settings = line.split()
+        found |= {f"{s.replace('=', f' {device} ')}" for s in settings if not s.endswith("=max")}
+    return found
 
 
 def test_memory_limit_holds(oci: Oci) -> None:

@@ -116,6 +116,49 @@ def test_reader_gone(shared: Container) -> None:
     assert process.wait(30) != 0
 
 
+@pytest.mark.vm_only
+@pytest.mark.parametrize("verb", ["create", "run", "exec"])
+def test_terminal_by_console(oci: Oci, verb: str) -> None:
+    """--console: the process's terminal is the pseudo terminal at that path (Kata 1.x; runc dropped it)."""
+    master, slave = os.openpty()
+    console, path = Terminal(master), os.ttyname(slave)
+    words = "stty size; read line; echo got $line; exit 5"
+    console.resize(29, 91)
+    try:
+        bundle = oci.bundle() if verb == "exec" else oci.bundle(words)
+        bundle.process["terminal"] = verb != "exec"
+        with oci.container(bundle) as c:
+            if verb == "exec":
+                c.launch_verb("create").ok()
+                c.start().ok()
+                process = c.exec_detached("sh", "-c", words, options=["--tty", "--console", path])
+            else:
+                c.launch_verb(verb, "--console", path, *(["--detach"] if verb == "run" else [])).ok()
+                assert c.launch
+                process = c.launch
+            if verb == "create":
+                c.start().ok()
+            console.expect("29 91")
+            console.type("word\r")
+            console.expect("got word")
+            assert process.exit_code() == 5
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
+@pytest.mark.vm_only
+def test_console_that_is_none(oci: Oci) -> None:
+    """A path that is no terminal, a process without one: refused by name, nothing left."""
+    bundle = oci.bundle()
+    bundle.process["terminal"] = True
+    for options, words in ((["--console", "/dev/null"], "/dev/null"), (["--console", "/nosuch"], "/nosuch"),
+                           (["--console", "/dev/null", "--console-socket", "/nosuch"], "--console-socket")):
+        with oci.container(bundle) as c:
+            assert words in c.launch_verb("create", *options).fails(1).stderr
+            c.assert_gone()
+
+
 def test_terminal_by_console_socket(oci: Oci) -> None:
     """create with a terminal: its master comes over the socket; size, resize, echo, ^C, hang-up."""
     script = (

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.netns import NetworkNamespace
 from harness.oci import Oci
 from harness.proc import Result, run
 from harness.sandbox import assert_nothing_left
+from kata.network import names
 
 pytestmark = pytest.mark.vm_only
 
@@ -76,3 +78,35 @@ def test_full_run_directory(oci: Oci) -> None:
     assert "no space left" in result.stderr.lower() and "Traceback" not in result.stderr, result
     assert "internal error" not in result.stderr, result
     assert_nothing_left(oci.root, id, (str(bundle.path),))
+
+
+def test_image_that_does_not_boot(oci: Oci, tmp_path: Path) -> None:
+    """No file system in the root image: the kernel's own words, at once."""
+    image = tmp_path / "broken.img"
+    image.write_bytes(bytes(1 << 20))
+    refused(oci, f'[hypervisor.qemu]\nimage = "{image}"\n', "/dev/vda", "panic", seconds=45)
+
+
+def test_used_tap(oci: Oci, tag: str) -> None:
+    """Somebody else's interface has the tap's name: the error names it; the interface stays."""
+    network = NetworkNamespace(f"{tag}-tap").create()
+    try:
+        network.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0").ok()
+        network.run("ip", "link", "set", "eth0", "up").ok()
+        name = names.tap(_index(network, "eth0"))
+        network.run("ip", "link", "add", name, "type", "bridge").ok()
+        id, bundle = oci.new_id(), oci.bundle()
+        bundle.linux["namespaces"] = [
+            {"type": "network", "path": str(network.path)} if n["type"] == "network" else n
+            for n in bundle.linux["namespaces"]]
+        bundle.write()
+        result = run(*oci.argv("run", "--bundle", str(bundle.path), id), timeout=60).fails(1)
+        assert name in result.stderr and "in use" in result.stderr and "Traceback" not in result.stderr, result
+        assert_nothing_left(oci.root, id, (str(bundle.path),))
+        assert f"{name}:" in network.run("ip", "link").stdout
+    finally:
+        network.delete()
+
+
+def _index(network: NetworkNamespace, interface: str) -> int:
+    return int(network.run("ip", "-o", "link", "show", interface).ok().out.split(":")[0])
