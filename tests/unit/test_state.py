@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -114,32 +115,33 @@ import os, sys
 from kata import state
 from kata.errors import InUse
 state.RUN_DIR = sys.argv[1] + "/run"
-sys.stdin.read(1)
-try:
-    state.new_container(sys.argv[1] + "/root", "c", {"status": "creating", "winner": os.getpid()})
-    print("won")
-except InUse:
-    print("lost")
+for _ in sys.stdin:
+    try:
+        state.new_container(sys.argv[1] + "/root", "c", {"status": "creating", "winner": os.getpid()})
+        print("won", flush=True)
+    except InUse:
+        print("lost", flush=True)
 """
 
 
 def test_of_many_creators_one_wins(run_dir: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for _ in range(3):
-        creators = [subprocess.Popen([sys.executable, "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, env=environ)
-                    for _ in range(6)]
-        for creator in creators:
-            assert creator.stdin is not None
-            creator.stdin.write(b"x")
-            creator.stdin.flush()
-        said = {creator.pid: creator.communicate(timeout=30)[0].decode().strip() for creator in creators}
-        assert sorted(said.values()) == ["lost"] * 5 + ["won"]
-        container = state.load_container(str(run_dir / "root"), "c")
-        assert said[container.record["winner"]] == "won"
-        assert os.listdir(run_dir / "root") == ["c"], "nothing half-made is left"
-        state.remove_container(container)
-        assert os.listdir(run_dir / "root") == []
+    with ExitStack() as stack:
+        creators = [stack.enter_context(subprocess.Popen(
+            [sys.executable, "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ,
+            text=True)) for _ in range(6)]
+        for _ in range(3):
+            for creator in creators:
+                assert creator.stdin is not None
+                creator.stdin.write("go\n")
+                creator.stdin.flush()
+            said = {creator.pid: creator.stdout.readline().strip() for creator in creators if creator.stdout}
+            assert sorted(said.values()) == ["lost"] * 5 + ["won"]
+            container = state.load_container(str(run_dir / "root"), "c")
+            assert said[container.record["winner"]] == "won"
+            assert os.listdir(run_dir / "root") == ["c"], "nothing half-made is left"
+            state.remove_container(container)
+            assert os.listdir(run_dir / "root") == []
 
 
 def test_an_empty_folder_takes_no_id_and_a_full_one_does(run_dir: Path) -> None:
