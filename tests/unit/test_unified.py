@@ -149,10 +149,12 @@ def test_machine_keys_take_effect(tmp_path: Path) -> None:
 
 
 def test_boot_strategies(tmp_path: Path) -> None:
-    plans = [UnifiedBackend().plan_sandbox(c, bundle(tmp_path), OPTIONS).boot
+    plans = [UnifiedBackend().plan_sandbox(c, bundle(tmp_path), OPTIONS)
              for c in (RuntimeConfig(), RuntimeConfig(template=False), RuntimeConfig(image="/i"),
-                       RuntimeConfig(pool_size=2))]
-    assert plans == ["template", "cold", "cold", "pool"]
+                       RuntimeConfig(pool_size=2), RuntimeConfig(pool_size=2, template=False))]
+    assert [p.boot for p in plans] == ["template", "cold", "cold", "pool", "pool"]
+    assert [bool(p.template_path) for p in plans] == [True, False, False, True, False]
+    assert [p.pool_path for p in plans] == ["", "", "", "/run/kata/pool", "/run/kata/pool"]
 
 
 def test_container_plan(tmp_path: Path) -> None:
