@@ -27,6 +27,13 @@ class Log:
         self.form = form
         self.threshold = LEVELS.index(level)
         self.name = name
+        #: when which phase was reached (monotonic clock, who, what), if somebody wants to know
+        self.phases: list[tuple[float, str, str]] | None = None
+
+    def phase(self, name: str) -> None:
+        """Note that a phase of this invocation is over; see :mod:`kata.cli.timings`."""
+        if self.phases is not None:
+            self.phases.append((time.monotonic(), "verb", name))
 
     def debug(self, message: str) -> None:
         self.write("debug", message)

@@ -72,6 +72,7 @@ class Creation:
         self.plan: ContainerPlan = replace(plan, extras={**plan.extras, "join": joined}) if joined else plan
         self.cgroup = cgroups.for_container(bundle.cgroups_path, bundle.id, systemd=systemd_cgroup)
         self.pid = 0
+        log.phase("configuration and plan")
 
     def run(self) -> state.Container:
         """Make the container.
@@ -89,18 +90,24 @@ class Creation:
             for share in self.plan.shares:
                 mounts.append(clone_mount(share.source, share.name, recursive=share.recursive,
                                           read_only=share.read_only, propagation=share.propagation).fd)
+            self.log.phase("mounts taken along")
             container = self._record(undo)
             undo.callback(self.cgroup.remove, kill=True)
             self.cgroup.create()
             for warning in cgroups.apply(self.cgroup.path, self.bundle.resources):
                 self.log.warning(f"container {self.bundle.id}: {warning}")
+            self.log.phase("recorded, cgroup made")
             network = self._join(close) if self.joins else self._new_sandbox(undo, close)
+            self.log.phase("sandbox joined" if self.joins else "proxy there")
             self.pid = self._shim(network, container)
+            self.log.phase("shim there")
             undo.callback(end_process, self.pid, state.start_time(self.pid))
             self._hooks(network)
+            self.log.phase("hooks run")
             self._create_in_guest(mounts)
             if self.pid_file:
                 write_pid_file(self.pid_file, self.pid)
+            self.log.phase("created")
             undo.pop_all()
         return state.load_container(self.root, self.bundle.id)
 

@@ -59,6 +59,7 @@ OPTIONS: tuple[Option, ...] = (
            help="print where configuration files are looked for"),
     Option("--rootless", kind=OPTIONAL, help="auto, true or false; true cannot hold: root is needed"),
     Option("--criu", help="refused: a virtual machine is not checkpointed by CRIU", hidden=True),
+    Option("--timings", kind=FLAG, help="print the phases of the verb on standard error; also KATA_TIMINGS=1"),
     Option("--version", "-v", kind=FLAG, help="print the version"),
 )
 
@@ -102,7 +103,12 @@ def _main(program: str, words: list[str]) -> int:
             return 0
         if not words:
             return 0
-        return _verb(context, words[0], words[1:])
+        code = _verb(context, words[0], words[1:])
+        if context.log.phases:
+            from kata.cli import timings
+
+            timings.show(context)
+        return code
     except KataError as e:
         return _failed(context, program, e)
     except Exception as e:

@@ -27,6 +27,9 @@ class Context:
         self.options = options
         level = "debug" if options["debug"] else "info"
         self.log = Log(options["log"], options["log_format"] or "text", level, program)
+        if options["timings"] or os.environ.get("KATA_TIMINGS", "0") != "0":
+            self.log.phases = []
+            self.log.phase("interpreter and imports")
         self._backend: Backend | None = None
 
     @property
@@ -60,6 +63,13 @@ class Context:
         """One operation of the container's proxy."""
         with self.proxy(container) as client:
             return client.request(op, timeout=timeout, id=container.id, **params)
+
+    def collect_phases(self, container: state.Container) -> None:
+        """For ``--timings``: what the sandbox's proxy has noted, before it may be gone."""
+        if self.log.phases is not None:
+            from kata.cli import timings
+
+            timings.collect(self, container)
 
     # --- for verbs that make something --------------------------------------------------
 

@@ -27,7 +27,7 @@ VERB = Verb("Make a container from a bundle; 'start' runs its process.", *COMMON
 
 
 def run(context: Context, args: Namespace) -> int:
-    create(context, args)
+    context.collect_phases(create(context, args))
     return 0
 
 
@@ -38,7 +38,9 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
 
     container_id = state.check_id(args["id"])
     check_fds(args["preserve_fds"])
+    context.log.phase("more imports")
     bundle = oci.load(args["bundle"] or ".", container_id)
+    context.log.phase("bundle checked")
     console_socket = args["console_socket"]
     if bundle.terminal and not console_socket and not args["console"] and not foreground:
         raise BundleError("the process wants a terminal, and there is nobody to give it to",
@@ -52,12 +54,13 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
     if console_socket and not bundle.terminal:
         raise BundleError("--console-socket is given but process.terminal is false",
                           "set process.terminal to true or leave --console-socket out")
+    backend, invocation = context.backend(), context.invocation()
+    context.log.phase("backend found")
     creation = Creation(
-        context.root or state.DEFAULT_ROOT, context.backend(), bundle, context.invocation(),
-        context.log, console_socket=os.path.abspath(console_socket) if console_socket else "",
+        context.root or state.DEFAULT_ROOT, backend, bundle, invocation, context.log,
+        console_socket=os.path.abspath(console_socket) if console_socket else "",
         pid_file=os.path.abspath(args["pid_file"]) if args["pid_file"] else "",
-        systemd_cgroup=context.options["systemd_cgroup"], foreground=foreground,
-        console=console)
+        systemd_cgroup=context.options["systemd_cgroup"], foreground=foreground, console=console)
     return creation.run()
 
 

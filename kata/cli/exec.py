@@ -72,12 +72,18 @@ def run(context: Context, args: Namespace) -> int:
     if terminal and "consoleSize" not in process and not args["console_socket"]:
         process |= _size(console)
     exec_id = f"exec-{os.urandom(8).hex()}"
+    context.log.phase("process checked")
     with context.proxy(container) as client:
         client.request("exec", timeout=_PAUSED if args["ignore_paused"] else 90, id=container.id, exec_id=exec_id,
                        process=process, extras=extras, ignore_paused=args["ignore_paused"])
+        context.log.phase("runs in the guest")
         if args["detach"] or args["console_socket"] or args["pid_file"]:
-            return _by_shim(args, container, client, exec_id, process, console)
-        return _here(container, client, exec_id, terminal, console)
+            code = _by_shim(args, container, client, exec_id, process, console)
+        else:
+            code = _here(container, client, exec_id, terminal, console)
+    context.log.phase("shim started" if args["detach"] else "its process has ended")
+    context.collect_phases(container)
+    return code
 
 
 def _process(context: Context, args: Namespace, first: dict[str, Any]) -> dict[str, Any]:

@@ -33,16 +33,21 @@ def run(context: Context, args: Namespace) -> int:
     pid = container.record["pid"]
     try:
         start(context, container)
+        context.log.phase("started")
     except BaseException:
         with suppress(KataError):
             delete(context, container, True)
         raise
     if args["detach"]:
+        context.collect_phases(container)
         return 0
     with carried(pid), raw_terminal(container.record["terminal"] and foreground and not args["console"]):
         _, status = os.waitpid(pid, 0)
+    context.log.phase("its process has ended")
+    context.collect_phases(container)
     if not args["keep"]:
         delete(context, context.container(container.id), True)
+        context.log.phase("deleted")
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 

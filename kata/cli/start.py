@@ -19,7 +19,10 @@ def run(context: Context, args: Namespace) -> int:
     if not args["ids"]:
         raise UsageError("Missing container ID", kind="missing-id")
     for container_id in args["ids"]:
-        start(context, context.container(container_id))
+        container = context.container(container_id)
+        start(context, container)
+        context.log.phase("started")
+        context.collect_phases(container)
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import kata
 import kata_agent
@@ -42,6 +43,11 @@ class Start:
         self.template: template.Template | None = None  #: the machine is a clone of it
         self.pid = 0
         self.token = ""
+        self.phases: list[tuple[float, str]] = []
+
+    def phase(self, name: str) -> None:
+        """As of a sandbox."""
+        self.phases.append((time.monotonic(), name))
 
     def update(self, **changes: Any) -> None:
         self.record.update(changes)
@@ -100,20 +106,23 @@ def main(argv: list[str]) -> int:
     # QEMU must not have it: a listener that it held would take connections after our end.
     os.set_inheritable(LISTENER, False)
     start = Start(directory)
+    start.phase("proxy runs")
     failure: KataError | None = None
     try:
         if resume:
             start.resume()
         else:
             start.boot()
+        start.phase("QEMU started")
     except KataError as e:
         failure = e
     except OSError as e:
         failure = HostError(f"the proxy cannot set the sandbox up: {e}")
     # Heavy from here on: asyncio, protobuf, QMP.
-    _without_ssl()
+    _lighten()
     import socket
 
+    import kata_agent.protocol  # noqa: F401  before anything of protobuf: see there
     from kata.proxy import boot
     from kata.proxy.serve import serve
 
@@ -124,13 +133,15 @@ def main(argv: list[str]) -> int:
     os._exit(0)
 
 
-def _without_ssl() -> None:
-    """Import asyncio without :mod:`ssl`, for which there is no use here: OpenSSL takes time and memory.
+def _lighten() -> None:
+    """Keep out what others import and nobody here uses: it takes time and memory.
 
-    asyncio does without it where an interpreter lacks it; qemu.qmp names its SSLContext in annotations.
+    asyncio does without :mod:`ssl` where an interpreter lacks it; qemu.qmp names its SSLContext in annotations.
     """
     sys.modules["ssl"] = None  # type: ignore[assignment]
     import asyncio  # noqa: F401
+
+    import kata_agent.protocol  # noqa: F401  (before anything of protobuf)
 
     absent: Any = type(sys)("ssl")
     absent.SSLContext = object

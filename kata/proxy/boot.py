@@ -61,9 +61,11 @@ async def boot(sandbox: Sandbox) -> None:
     began = time.monotonic()
     await _boot_guest(sandbox, began)
     await sandbox.network.start()
+    sandbox.phase("network")
     sandbox.spawn(sandbox.events())
     if sandbox.cloned:
         await sandbox.grow(plan.machine.vcpus, plan.machine.memory)
+        sandbox.phase("size")
     elif plan.boot != "cold":
         start_factory(to_json(plan), plan.template_path)
     log(f"sandbox ready after {time.monotonic() - began:.3f} s")
@@ -72,12 +74,16 @@ async def boot(sandbox: Sandbox) -> None:
 async def _boot_guest(sandbox: Sandbox, began: float) -> None:
     if not sandbox.cloned:
         await sandbox.machine.connect()
+        sandbox.phase("QEMU answers")
     log(f"QEMU pid {sandbox.machine.pid} answers after {time.monotonic() - began:.3f} s")
     await reach_agent(sandbox)
+    sandbox.phase("agent answers")
     if sandbox.cloned:
         await personalize(sandbox)
+        sandbox.phase("personalised")
     log(f"agent answers after {time.monotonic() - began:.3f} s")
     await create_sandbox(sandbox)
+    sandbox.phase("share mounted in the guest")
 
 
 async def create_sandbox(sandbox: Sandbox) -> None:
@@ -191,11 +197,16 @@ async def adopt(sandbox: Sandbox, plan: SandboxPlan, root: str, root_id: Sequenc
 async def _join(sandbox: Sandbox) -> None:
     """What is left to do when the machine gets an owner."""
     began = time.monotonic()
+    sandbox.phase("claimed")
     await sandbox.machine.resume()
+    sandbox.phase("QEMU goes on")
     await personalize(sandbox)
+    sandbox.phase("personalised")
     await sandbox.network.start()
+    sandbox.phase("network")
     sandbox.spawn(sandbox.events())
     await sandbox.grow(sandbox.plan.machine.vcpus, sandbox.plan.machine.memory)
+    sandbox.phase("size")
     log(f"claimed sandbox {sandbox.plan.id} ready after {time.monotonic() - began:.3f} s")
 
 

@@ -244,6 +244,10 @@ class Operations:
         await self.sandbox.resize(r["vcpus"], r["memory"])
         return {}
 
+    async def op_phases(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:
+        """When the sandbox reached which phase."""
+        return {"phases": list(self.sandbox.phases)}
+
     async def op_guest(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:
         """Kernel, memory and boot phases of the guest."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from kata_agent.protocol import agent_pb2, guest_pb2
 HOOKS_TIMEOUT = 90.0
 #: How long a process may take to end after SIGKILL before the machine is ended instead, seconds.
 KILL_TIMEOUT = 10.0
+MAX_PHASES = 64  #: kept for ``kata --timings``
 
 
 class Sandbox:
@@ -50,7 +52,12 @@ class Sandbox:
         self.closing = False
         self.finished = asyncio.Event()  #: it is gone, and the proxy may end
         self.tasks: set[asyncio.Task[None]] = set()
+        self.phases: deque[tuple[float, str]] = deque(maxlen=MAX_PHASES)  #: when, by the monotonic clock, and what
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def phase(self, name: str) -> None:
+        """Note that a phase is over, for ``kata --timings``."""
+        self.phases.append((time.monotonic(), name))
 
     def spawn(self, coroutine: Any) -> asyncio.Task[None]:
         """Run a task of the sandbox for as long as it lasts; a failure is logged."""
@@ -117,6 +124,7 @@ class Sandbox:
         except GuestError as e:
             log(f"process {exec_id} of {container.id}: {e}")
             status = 255
+        self.phase("exit heard of")
         if not future.done():
             future.set_result(status)
         if exec_id == container.id:
@@ -167,10 +175,13 @@ class Sandbox:
             self.record.add_container(root, plan, resources, making=True)
             for share, fd in zip(plan.shares, fds, strict=True):
                 self.share.add(plan.id, share.name, fd, share.is_dir)
+            self.phase("container's mounts shared")
             await asyncio.shield(self.ready)
             await self.network.sync()
             await self.network.relay_dns(plan.dns_relay)
+            self.phase("network as the container needs it")
             await self._make(container)
+            self.phase("container made in the guest")
             self.track(container, plan.id)
             container.set_status("created")
             self.record.add_container(root, plan, resources)
@@ -238,6 +249,7 @@ class Sandbox:
             await self.network.sync()
             await self.agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=container_id),
                                    timeout=HOOKS_TIMEOUT)
+            self.phase("container started in the guest")
             if container.status == "created":  # it may have ended already
                 container.set_status("running", started=time.time())
 
@@ -247,9 +259,12 @@ class Sandbox:
         if ignore_paused:
             await container.until_resumed()
         container.require("exec in", "created", "running")
+        self.phase("exec asked for")
         await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
+        self.phase("exec announced to the guest")
         await self.agent.agent("ExecProcess", agent_pb2.ExecProcessRequest(
             container_id=container_id, exec_id=exec_id, process=convert.oci_process(process)))
+        self.phase("exec made in the guest")
         self.track(container, exec_id)
 
     async def kill(self, container_id: str, number: int, everything: bool) -> None:

@@ -66,12 +66,14 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     assert start.share is not None
     record = SandboxRecord(start.directory)
     machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
+    start.phase("proxy's imports")
     if start.template is not None and not await _restored(start, machine):
         machine = Machine(start.machine, start.pid, start.directory)
         record = SandboxRecord(start.directory)
     agent = AgentClient(f"{start.directory}/channel.sock", start.token)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
                       cloned=start.template is not None, resuming=how is take_over, pooled=how is warm_up)
+    sandbox.phases.extend(start.phases)
     try:
         _follow_special_files(machine.pid)
     except HostError:
@@ -112,8 +114,10 @@ async def _restored(start: Start, machine: Machine) -> bool:
     assert start.template is not None
     try:
         await machine.connect()
+        start.phase("QEMU answers")
         await machine.restore(start.template.state)
         await machine.resume()
+        start.phase("template's state loaded")
     except KataError as e:
         log(f"the template does not work and is removed: {e}")
         template.discard(start.plan)
