@@ -7,10 +7,10 @@ messages cannot express is listed in :attr:`Inventory.notes`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from kata.network import names
+from kata.record import Record
 from kata_agent.linux import netlink as nl
 from kata_agent.linux.rtnl import Rtnl
 
@@ -18,8 +18,7 @@ _ARPHRD_ETHER = 1
 _IFF_NOARP = 0x80
 
 
-@dataclass(frozen=True, slots=True)
-class IPAddress:
+class IPAddress(Record):
     """An address with its prefix length in bits; ``family`` is 4 or 6."""
 
     family: int
@@ -31,8 +30,7 @@ class IPAddress:
         return {"family": int(self.family == 6), "address": self.address, "mask": str(self.prefix)}
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(Record):
     """An Ethernet interface; MTU in bytes."""
 
     index: int
@@ -63,8 +61,7 @@ class Interface:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Record):
     """A unicast route of the main table; ``dest`` "" is the default route."""
 
     family: int  #: 4 or 6
@@ -83,8 +80,7 @@ class Route:
                 "scope": self.scope}
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbour:
+class Neighbour(Record):
     """A permanent neighbour entry."""
 
     address: IPAddress
@@ -99,15 +95,14 @@ class Neighbour:
         return {"toIPAddress": to, "device": self.device, "lladdr": self.mac, "state": self.state, "flags": self.flags}
 
 
-@dataclass(frozen=True, slots=True)
-class Inventory:
+class Inventory(Record):
     """Interfaces by index, routes in the order in which they can be added."""
 
     interfaces: tuple[Interface, ...] = ()
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     unsupported: tuple[str, ...] = ()  #: interfaces in use that no machine can have
-    notes: tuple[str, ...] = field(default=())  #: what the agent cannot be told, a sentence each
+    notes: tuple[str, ...] = ()  #: what the agent cannot be told, a sentence each
 
     def interface(self, index: int) -> Interface | None:
         """The interface of that index."""

@@ -7,15 +7,13 @@ the namespace, and the difference to the previous look is reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kata.network import inventory
 from kata.network.inventory import Interface, Inventory
+from kata.record import Record
 from kata_agent.linux.rtnl import Monitor, Rtnl
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Record):
     """The difference between two looks; an interface with a new MAC is removed and added."""
 
     added: tuple[Interface, ...]

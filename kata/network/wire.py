@@ -21,13 +21,13 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from kata.errors import ConfigError, HostError
 from kata.network import names
 from kata.network.inventory import Interface
 from kata.network.tap import open_tap
+from kata.record import Record
 from kata_agent.linux import netlink as nl
 from kata_agent.linux import syscalls, tc
 from kata_agent.linux.rtnl import Rtnl
@@ -41,8 +41,7 @@ DNS_PORTS = (0xFF00, 0xFFFF)
 _REDIRECT_PRIORITY = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
+class Wire(Record):
     """An interface joined to a tap."""
 
     model: str
@@ -55,12 +54,12 @@ class Wire:
     host_dns: bool
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(self.__dict__)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Wire:
         """:raise ValueError: a key is missing or unknown."""
-        if set(data) != {f.name for f in fields(cls)}:
+        if set(data) != set(cls.FIELDS):
             raise ValueError(f"not a wire: {sorted(data)}")
         return cls(**data)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from kata import state
@@ -14,7 +13,6 @@ from kata.errors import WrongState
 from kata.log import rfc3339
 
 
-@dataclass(eq=False)
 class Container:
     """A container, its record on disk and its processes.
 
@@ -22,19 +20,20 @@ class Container:
     container's first process has the container's id.
     """
 
-    plan: ContainerPlan
-    root: str
-    resources: Mapping[str, Any]
-    record: state.Container
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    processes: dict[str, asyncio.Future[int]] = field(default_factory=dict)
-    shims: dict[str, int] = field(default_factory=dict)  #: exec id -> host pid of the shim attached
-    disks: list[str] = field(default_factory=list)
-    ooms: int = 0  #: how often the guest's kernel killed for lack of memory
-    report: asyncio.Future[None] | None = None  #: of the latest one, to engines that watch the host's cgroup
-    _oom: asyncio.Event = field(default_factory=asyncio.Event)
-    _attached: asyncio.Event = field(default_factory=asyncio.Event)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    def __init__(self, plan: ContainerPlan, root: str, resources: Mapping[str, Any], record: state.Container) -> None:
+        self.plan = plan
+        self.root = root
+        self.resources = resources
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.processes: dict[str, asyncio.Future[int]] = {}
+        self.shims: dict[str, int] = {}  #: exec id -> host pid of the shim attached
+        self.disks: list[str] = []
+        self.ooms = 0  #: how often the guest's kernel killed for lack of memory
+        self.report: asyncio.Future[None] | None = None  #: of the latest one, to engines that watch the host's cgroup
+        self._oom = asyncio.Event()
+        self._attached = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def id(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from kata import wire
@@ -66,4 +65,6 @@ async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
         raise VmError(f"the warm-up container ended with code {reply.status}")
     await agent.agent("RemoveContainer", agent_pb2.RemoveContainerRequest(container_id=plan.id))
     sandbox.share.remove(plan.id)
+    import shutil  # late: a machine that is not for the pool does without
+
     shutil.rmtree(root)
