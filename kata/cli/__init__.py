@@ -1,7 +1,7 @@
 """The command: global options, a verb, its words.
 
 A verb is a module of this package with a ``VERB`` (what it takes, see
-:mod:`kata.cli.table`) and ``run(context, args) -> exit code``, or with a click
+:mod:`kata.table`) and ``run(context, args) -> exit code``, or with a click
 ``command`` of its own.  Only the verb that is asked for is imported.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import sys
 
-from kata.cli.table import FLAG, MANY, OPTIONAL, VALUE, Option, parse
 from kata.errors import KataError, UsageError
+from kata.table import FLAG, MANY, OPTIONAL, VALUE, Option, parse
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import os
 import shutil
 
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Namespace, Option, Verb
 from kata.errors import HostError, KataError
+from kata.table import FLAG, Namespace, Option, Verb
 
 VERB = Verb(
     "Check whether this host can run containers, and say what is missing.",

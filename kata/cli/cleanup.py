@@ -10,8 +10,8 @@ from functools import partial
 from kata import state
 from kata.cli.context import Context
 from kata.cli.delete import delete
-from kata.cli.table import FLAG, Namespace, Option, Verb
 from kata.errors import KataError, StateError
+from kata.table import FLAG, Namespace, Option, Verb
 
 VERB = Verb(
     "Remove containers whose machine or creator is gone, and sandboxes that hold no container.",

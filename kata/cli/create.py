@@ -6,8 +6,8 @@ import os
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.table import FLAG, INT, Argument, Namespace, Option, Verb
 from kata.errors import BundleError, UnsupportedError, UsageError
+from kata.table import FLAG, INT, Argument, Namespace, Option, Verb
 
 BUNDLE = Option("--bundle", "-b", help="directory with config.json; the current one by default", metavar="DIR")
 CONSOLE_SOCKET = Option("--console-socket", help="unix socket that takes the terminal's master", metavar="SOCKET")

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import HostError, KataError, NotFound, UsageError, WrongState
+from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "Remove stopped containers, and with --force running ones too.",

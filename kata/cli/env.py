@@ -10,7 +10,7 @@ from typing import Any
 
 from kata import OCI_VERSION, __version__
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Namespace, Option, Verb
+from kata.table import FLAG, Namespace, Option, Verb
 
 VERB = Verb(
     "Print the configuration and the host's abilities, as TOML or JSON.",

@@ -6,8 +6,8 @@ import json
 import re
 
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import UsageError, WrongState
+from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "Print events of a container as JSON, one a line, until it ends.",

@@ -8,8 +8,8 @@ import sys
 from kata import state
 from kata.cli.context import Context
 from kata.cli.create import CONSOLE_SOCKET, PID_FILE, check_fds, console_path
-from kata.cli.table import FLAG, INT, MANY, Argument, Namespace, Option, Verb
 from kata.errors import UnsupportedError, UsageError, WrongState
+from kata.table import FLAG, INT, MANY, Argument, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Verb
 from kata.errors import HostError, UsageError
+from kata.table import Argument, Namespace, Verb
 
 if TYPE_CHECKING:
     from kata.contract import RuntimeConfig, SandboxPlan

@@ -6,7 +6,7 @@ import json
 
 from kata import OCI_VERSION, __version__
 from kata.cli.context import Context
-from kata.cli.table import Namespace, Verb
+from kata.table import Namespace, Verb
 
 VERB = Verb("Print what this runtime can do, as JSON.")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from kata.cli.table import FLAG, INT, MANY, OPTIONAL, Argument, Namespace, Option, Verb
 from kata.errors import UsageError
+from kata.table import FLAG, INT, MANY, OPTIONAL, Argument, Namespace, Option, Verb
 
 
 def _parameter(option: Option) -> click.Option:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import UsageError, WrongState
+from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

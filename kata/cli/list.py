@@ -6,9 +6,9 @@ import sys
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Namespace, Option, Verb
 from kata.errors import StateError
 from kata.jsontext import dumps
+from kata.table import FLAG, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:

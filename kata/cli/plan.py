@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Option, Verb
+from kata.table import Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "Print the sandbox and container plan for a bundle as JSON. Nothing is made.",

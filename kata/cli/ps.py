@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Option, Verb
+from kata.table import Argument, Namespace, Option, Verb
 
 VERB = Verb(
     "List the processes of a container. Options after the id are ps's own, -ef by default.",

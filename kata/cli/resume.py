@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Verb
+from kata.table import Argument, Namespace, Verb
 
 VERB = Verb("Let a paused container go on.", arguments=[Argument("id")])
 

@@ -10,8 +10,8 @@ from kata.cli.context import Context
 from kata.cli.create import COMMON, create
 from kata.cli.delete import delete
 from kata.cli.start import start
-from kata.cli.table import FLAG, Argument, Namespace, Option, Verb
 from kata.errors import KataError
+from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 from kata import OCI_VERSION
 from kata.cli.context import Context
-from kata.cli.table import FLAG, Namespace, Option, Verb
 from kata.errors import HostError, UnsupportedError
+from kata.table import FLAG, Namespace, Option, Verb
 
 VERB = Verb(
     "Write config.json, a container with a shell, into the bundle's directory.",

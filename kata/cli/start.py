@@ -6,8 +6,8 @@ import sys
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Verb
 from kata.errors import HostError, UsageError
+from kata.table import Argument, Namespace, Verb
 
 VERB = Verb("Run the process that was made when the container was created.", arguments=[Argument("ids", "*")])
 

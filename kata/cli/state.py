@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Verb
 from kata.jsontext import dumps
+from kata.table import Argument, Namespace, Verb
 
 VERB = Verb("Print the state of a container as JSON.", arguments=[Argument("id")])
 

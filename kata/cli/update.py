@@ -8,8 +8,8 @@ from typing import Any
 
 from kata import state
 from kata.cli.context import Context
-from kata.cli.table import Argument, Namespace, Option, Verb
 from kata.errors import UnsupportedError, UsageError, WrongState
+from kata.table import Argument, Namespace, Option, Verb
 
 #: option -> (path in linux.resources, is it a size in bytes)
 FIELDS: dict[str, tuple[tuple[str, str], bool]] = {

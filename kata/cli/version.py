@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kata import OCI_VERSION, __version__
 from kata.cli.context import Context
-from kata.cli.table import Namespace, Verb
+from kata.table import Namespace, Verb
 
 VERB = Verb("Print the version.")
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["kata.errors", "kata.digest", "kata.jsontext", "kata.log", "kata.record", "kata.build", "kata_agent.linux"],
     # 1: data, files, processes
     ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
-     "kata.process", "kata.spawn"],
+     "kata.process", "kata.spawn", "kata.table", "kata.personality"],
     # 2: one host facility each
     ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
      "kata.hooks", "kata.template", "kata.joining"],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.cli import OPTIONS, VERBS, full
-from kata.cli.table import Verb, parse
+from kata.table import Verb, parse
 from kata.errors import UsageError
 
 
