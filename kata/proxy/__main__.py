@@ -122,7 +122,6 @@ def main(argv: list[str]) -> int:
     _lighten()
     import socket
 
-    import kata_agent.protocol  # noqa: F401  before anything of protobuf: see there
     from kata.proxy import boot
     from kata.proxy.serve import serve
 
