@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata.cli import OPTIONS, VERBS, full
-from kata.table import Verb, parse
 from kata.errors import UsageError
+from kata.table import Verb, parse
 
 
 def verbs() -> dict[str, Verb]:
