@@ -7,9 +7,8 @@ arrives was written by a guest and is checked: lengths, types, stream numbers.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
-from contextlib import suppress
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -38,6 +37,76 @@ class ChannelClosed(VmError):
     """The channel to the guest broke; the request's fate is unknown."""
 
 
+class _Channel(asyncio.BufferedProtocol):
+    """The stream: the handshake, then answers, each given to whoever waits for it."""
+
+    def __init__(self, handshake: frames.HostHandshake) -> None:
+        self._handshake = handshake
+        self._decoder = frames.Decoder()
+        self._room = asyncio.Event()
+        self._room.set()
+        self.transport: asyncio.Transport | None = None
+        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.Event()
+        self.pending: dict[int, asyncio.Future[bytes]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self._handshake.greeting)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        assert self.transport is not None
+        try:
+            if self._handshake.done:
+                answers = self._decoder.received(nbytes)
+            else:
+                # What comes before the guest's greeting is no frame.
+                rest = self._handshake.feed(bytes(self._decoder.space()[:nbytes]))
+                if not self._handshake.done:
+                    return
+                if not self.greeted.done():  # the caller has given up, perhaps
+                    self.greeted.set_result(None)
+                answers = self._decoder.feed(rest)
+        except frames.FrameError as e:
+            self._end(f"the guest broke the protocol of the agent channel: {e}")
+            self.transport.abort()
+            return
+        for frame in answers:
+            if frame.type != frames.RESPONSE:
+                continue
+            future = self.pending.pop(frame.stream_id, None)
+            # An answer nobody waits for: its request was given up.
+            if future is not None and not future.done():
+                future.set_result(bytes(frame.payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(f"the agent channel broke: {exc}" if exc else "the agent channel closed")
+
+    def _end(self, reason: str) -> None:
+        self.closed.set()
+        self._room.set()
+        if not self.greeted.done():
+            self.greeted.set_result(None)
+        for future in self.pending.values():
+            if not future.done():
+                future.set_exception(ChannelClosed(reason))
+        self.pending.clear()
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    async def drain(self) -> None:
+        """Wait until the next frame has room."""
+        await self._room.wait()
+
+
 class AgentClient:
     """A connection to the agent.
 
@@ -50,11 +119,8 @@ class AgentClient:
     def __init__(self, path: str, token: str) -> None:
         self.path = path
         self._token = bytes.fromhex(token)
-        self._pending: dict[int, asyncio.Future[bytes]] = {}
         self._next_stream = 1
-        self._writer: asyncio.StreamWriter | None = None
-        self._reader_task: asyncio.Task[None] | None = None
-        self.closed = asyncio.Event()
+        self._channel: _Channel | None = None
 
     async def connect(self) -> None:
         """Connect and resynchronise; waits for the agent as long as the caller lets it.
@@ -65,49 +131,15 @@ class AgentClient:
         try:
             sock.connect(self.path)
             sock.setblocking(False)
-            reader, self._writer = await asyncio.open_connection(sock=sock, limit=1 << 20)
         except OSError as e:
             sock.close()
             raise ChannelClosed(f"cannot connect to the agent channel {self.path}: {e.strerror}") from e
-        handshake = frames.HostHandshake(self._token, secrets.token_bytes(frames.NONCE_SIZE))
-        rest = b""
-        try:
-            self._writer.write(handshake.greeting)
-            await self._writer.drain()
-            while not handshake.done:
-                data = await reader.read(1 << 16)
-                if not data:
-                    raise ConnectionResetError
-                rest = handshake.feed(data)
-        except ConnectionError as e:
-            raise ChannelClosed("the guest's end of the agent channel closed before the agent answered") from e
-        self._reader_task = asyncio.ensure_future(self._read(reader, rest))
-
-    async def _read(self, reader: asyncio.StreamReader, data: bytes) -> None:
-        decoder = frames.Decoder()
-        reason = "the agent channel closed"
-        try:
-            while True:
-                for frame in decoder.feed(data):
-                    if frame.type != frames.RESPONSE:
-                        continue
-                    future = self._pending.pop(frame.stream_id, None)
-                    # An answer nobody waits for: its request was given up.
-                    if future is not None and not future.done():
-                        future.set_result(frame.payload)
-                data = await reader.read(1 << 18)
-                if not data:
-                    return
-        except frames.FrameError as e:
-            reason = f"the guest broke the protocol of the agent channel: {e}"
-        except OSError as e:
-            reason = f"the agent channel broke: {e.strerror}"
-        finally:
-            self.closed.set()
-            for future in self._pending.values():
-                if not future.done():
-                    future.set_exception(ChannelClosed(reason))
-            self._pending.clear()
+        channel = _Channel(frames.HostHandshake(self._token, os.urandom(frames.NONCE_SIZE)))
+        await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
+        self._channel = channel
+        await channel.greeted
+        if channel.closed.is_set():
+            raise ChannelClosed("the guest's end of the agent channel closed before the agent answered")
 
     async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None = TIMEOUT) -> bytes:
         """One request and its reply, both serialized.
@@ -117,7 +149,8 @@ class AgentClient:
         :raise ChannelClosed: the channel broke.
         :raise NoAnswer: not in time.
         """
-        if self._writer is None or self.closed.is_set():
+        channel = self._channel
+        if channel is None or channel.transport is None or channel.closed.is_set():
             raise ChannelClosed("the agent channel is closed")
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         if self._next_stream > 0xFFFFFFF0:
@@ -126,19 +159,17 @@ class AgentClient:
         if timeout is not None:
             envelope.timeout_nano = int(timeout * 1e9)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._pending[stream] = future
-        self._writer.write(frames.encode(stream, frames.REQUEST, envelope.SerializeToString()))
+        channel.pending[stream] = future
+        channel.transport.write(frames.encode(stream, frames.REQUEST, envelope.SerializeToString()))
         try:
             # A guest that reads nothing must not hold up more than one that answers nothing.
             async with asyncio.timeout(timeout):
-                await self._writer.drain()
+                await channel.drain()
                 answer = await future
         except TimeoutError as e:
             raise NoAnswer(f"the agent did not answer {method} within {timeout:g} s") from e
-        except ConnectionError as e:
-            raise ChannelClosed(f"the agent channel broke during {method}") from e
         finally:
-            self._pending.pop(stream, None)
+            channel.pending.pop(stream, None)
         try:
             response = ttrpc_pb2.Response.FromString(answer)
         except DecodeError as e:
@@ -173,10 +204,6 @@ class AgentClient:
             raise VmError("the agent in the guest is not serving")
 
     async def close(self) -> None:
-        if self._reader_task is not None:
-            self._reader_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._reader_task
-        if self._writer is not None:
+        if self._channel is not None and self._channel.transport is not None:
             # Not close(), which waits until a guest has read what was sent.
-            self._writer.transport.abort()
+            self._channel.transport.abort()

@@ -35,7 +35,7 @@ else:  # built into the interpreter; what wraps them in the library takes millis
     import _signal as signal
     from _collections import deque
 
-STDIN_WINDOW = 256 << 10  #: bytes of standard input on their way to the guest
+STDIN_WINDOW = 1 << 20  #: bytes of standard input on their way to the guest
 CHUNK = 64 << 10
 OUTPUT_ACK = 128 << 10  #: acknowledge at least this often
 DISCARD = (1 << 64) - 1  #: acknowledges everything: the reader is gone
@@ -64,7 +64,7 @@ class Output:
         self.stream = stream
         self.fd = fd
         self.blocking = True
-        self.queue: deque[bytes] = deque()
+        self.queue: deque[bytes | memoryview] = deque()
         self.written = 0  #: bytes given to ``fd``
         self.acked = 0
         self.received = 0

@@ -66,8 +66,13 @@ def pack_json(kind: int, value: dict[str, Any]) -> bytes:
     return pack(kind, dumps(value).encode())
 
 
+def data_head(stream: int, offset: int, size: int, eof: bool = False) -> bytes:
+    """What precedes the ``size`` bytes of a DATA frame."""
+    return HEADER.pack(8 + size, DATA, stream | (EOF if eof else 0), 0) + OFFSET.pack(offset)
+
+
 def pack_data(stream: int, offset: int, data: bytes, eof: bool = False) -> bytes:
-    return HEADER.pack(8 + len(data), DATA, stream | (EOF if eof else 0), 0) + OFFSET.pack(offset) + data
+    return data_head(stream, offset, len(data), eof) + data
 
 
 def pack_ack(stream: int, offset: int) -> bytes:
@@ -79,10 +84,10 @@ def pack_error(error: KataError, op: str = "") -> bytes:
     return pack_json(ERROR, value)
 
 
-def unpack_data(payload: bytes) -> tuple[int, bytes]:
+def unpack_data(payload: bytes) -> tuple[int, memoryview]:
     if len(payload) < 8:
         raise ProtocolError("a data frame lacks its offset")
-    return OFFSET.unpack_from(payload)[0], payload[8:]
+    return OFFSET.unpack_from(payload)[0], memoryview(payload)[8:]
 
 
 def unpack_error(payload: bytes) -> KataError:

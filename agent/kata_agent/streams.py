@@ -185,7 +185,7 @@ class OutStream:
         return pieces, size
 
 
-#: Called with (bytes received so far, the reader is gone).
+#: Called with (offset after the bytes that were taken, the reader is gone).
 Taken = Callable[[int, bool], None]
 
 
@@ -289,6 +289,6 @@ class InStream:
         waiting, self._waiters = self._waiters, []
         for target, taken in waiting:
             if self.closed or target <= done:
-                taken(self.received, self.broken)
+                taken(target, self.broken)
             else:
                 self._waiters.append((target, taken))

@@ -7,7 +7,9 @@ import json
 import os
 import socket
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from kata import wire
@@ -17,7 +19,8 @@ Handler = Callable[["Connection", Mapping[str, Any], list[int]], Awaitable[dict[
 
 RECEIVE = 1 << 18
 MAX_FDS = 4096
-MAX_EARLY = 512 << 10  #: bytes; a shim sends no more before it hears from us
+PIECES = 64  #: sent at once
+MAX_EARLY = 2 << 20  #: bytes; a shim sends no more before it hears from us
 
 
 class Connection:
@@ -37,7 +40,7 @@ class Connection:
         self._handler = handler
         self._decoder = wire.Decoder()
         self._fds: list[int] = []
-        self._out = bytearray()
+        self._out: deque[bytes | memoryview] = deque()
         self._drained = asyncio.Event()
         self._drained.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,34 +118,33 @@ class Connection:
 
     # --- out ------------------------------------------------------------------------
 
-    def send(self, frame: bytes) -> None:
+    def send(self, *frame: bytes | memoryview) -> None:
+        """Send a frame, given in pieces."""
         if self.closed.is_set():
             return
-        if not self._out:
-            try:
-                sent = self.sock.send(frame)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self.close()
-                return
-            if sent == len(frame):
-                return
-            frame = frame[sent:]
+        waiting = bool(self._out)
+        self._out.extend(frame)
+        if waiting:
+            return
+        self._writable()
+        if self._out:
             self._loop.add_writer(self.sock, self._writable)
             self._drained.clear()
-        self._out += frame
 
     def _writable(self) -> None:
+        out = self._out
         try:
-            sent = self.sock.send(self._out)
+            sent = self.sock.sendmsg(list(islice(out, PIECES)))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self.close()
             return
-        del self._out[:sent]
-        if not self._out:
+        while out and sent >= len(out[0]):
+            sent -= len(out.popleft())
+        if sent:
+            out[0] = memoryview(out[0])[sent:]
+        if not out:
             self._loop.remove_writer(self.sock)
             self._drained.set()
 
@@ -154,6 +156,7 @@ class Connection:
         if self.closed.is_set():
             return
         self.closed.set()
+        self._out.clear()
         self._drained.set()
         self._loop.remove_reader(self.sock)
         self._loop.remove_writer(self.sock)

@@ -16,14 +16,16 @@ from kata.agent_client import AgentClient
 from kata_agent.protocol import guest_pb2
 
 WINDOW = 1 << 20  #: bytes on their way to a shim that it has not acknowledged
-CHUNK = 256 << 10
+CHUNK = 512 << 10  #: bytes of one request: large, since each costs an emulated guest a millisecond
+FRAME = 128 << 10  #: bytes of one frame to a shim, which is to stay small
+WRITES = 2  #: requests on their way to the guest with standard input; what comes meanwhile goes by the next, together
 DISCARD = (1 << 64) - 1  #: a shim's acknowledgement when nobody reads its output any more
 
 
 class Link(Protocol):
     """The shim's connection."""
 
-    def send(self, frame: bytes) -> None: ...
+    def send(self, *frame: bytes | memoryview) -> None: ...
 
     async def drain(self) -> None: ...
 
@@ -44,7 +46,10 @@ class Attachment:
         self._room = asyncio.Event()
         self._moved = [asyncio.Event() for _ in offsets]
         self._closing: asyncio.Future[Any] | None = None
-        self._stdin: asyncio.Queue[tuple[int, bytes, bool]] = asyncio.Queue()
+        self._stdin: list[bytes | memoryview] = []
+        self._stdin_offset = offsets[0]  # of the first byte in _stdin
+        self._stdin_eof = False
+        self._more = asyncio.Event()  # of standard input
 
     # --- from the shim ------------------------------------------------------------
 
@@ -56,8 +61,13 @@ class Attachment:
             # that the process gets its SIGPIPE.
             self._closing = asyncio.ensure_future(self._read(stream, no_wait=True))
 
-    def on_stdin(self, offset: int, data: bytes, eof: bool) -> None:
-        self._stdin.put_nowait((offset, data, eof))
+    def on_stdin(self, offset: int, data: bytes | memoryview, eof: bool) -> None:
+        if not self._stdin:
+            self._stdin_offset = offset
+        if data:
+            self._stdin.append(data)
+        self._stdin_eof = self._stdin_eof or eof
+        self._more.set()
 
     # --- tasks ----------------------------------------------------------------------
 
@@ -109,23 +119,51 @@ class Attachment:
                 self._room.clear()
                 await self._room.wait()
             reply = await self._read(stream)
-            start = self.offsets[stream]
-            if reply.offset != start or len(reply.data) > CHUNK:
+            start, data = self.offsets[stream], reply.data
+            if reply.offset != start or len(data) > CHUNK:
                 raise wire.ProtocolError(f"the agent answered bytes at {reply.offset}, {start} was asked for")
-            self.offsets[stream] += len(reply.data)
+            self.offsets[stream] += len(data)
             self._moved[stream].set()
             self._moved[stream] = asyncio.Event()
-            if reply.data or reply.eof:
-                self.link.send(wire.pack_data(stream, start, reply.data, reply.eof))
-                await self.link.drain()
+            view = memoryview(data)
+            for at in range(0, len(data), FRAME) or (range(1) if reply.eof else ()):
+                part = view[at : at + FRAME]
+                last = reply.eof and at + len(part) == len(data)
+                self.link.send(wire.data_head(stream, start + at, len(part), last), part)
+            await self.link.drain()
             if reply.eof:
                 return
 
     async def _pump_stdin(self) -> None:
-        while True:
-            offset, data, eof = await self._stdin.get()
-            reply = await self.agent.guest("WriteStream", guest_pb2.WriteRequest(
-                container_id=self.container, exec_id=self.exec_id, offset=offset, data=data, eof=eof), timeout=None)
-            self.link.send(wire.pack_ack(wire.STDIN, offset + len(data) if reply.closed else reply.received))
-            if eof:
-                return
+        """Carry standard input, at most :data:`WRITES` requests at a time, in order."""
+        writes: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                while not self._stdin and not self._stdin_eof:
+                    self._more.clear()
+                    await self._more.wait()
+                size = count = 0
+                for piece in self._stdin:
+                    if size + len(piece) > CHUNK and count:
+                        break
+                    size += len(piece)
+                    count += 1
+                data, self._stdin = b"".join(self._stdin[:count]), self._stdin[count:]
+                eof = self._stdin_eof and not self._stdin
+                writes.add(asyncio.ensure_future(self._write(self._stdin_offset, data, eof)))
+                self._stdin_offset += len(data)
+                if eof or len(writes) == WRITES:
+                    done, writes = await asyncio.wait(
+                        writes, return_when=asyncio.ALL_COMPLETED if eof else asyncio.FIRST_COMPLETED)
+                    for write in done:
+                        write.result()
+                if eof:
+                    return
+        finally:
+            for write in writes:
+                write.cancel()
+
+    async def _write(self, offset: int, data: bytes, eof: bool) -> None:
+        reply = await self.agent.guest("WriteStream", guest_pb2.WriteRequest(
+            container_id=self.container, exec_id=self.exec_id, offset=offset, data=data, eof=eof), timeout=None)
+        self.link.send(wire.pack_ack(wire.STDIN, offset + len(data) if reply.closed else reply.received))

@@ -64,7 +64,7 @@ def against(guest: Callable[[Peer], Awaitable[None]], host: Callable[[AgentClien
                 async with asyncio.timeout(10):
                     await client.connect()
                     await host(client)
-                    assert not client._pending, "a request was forgotten"
+                    assert client._channel and not client._channel.pending, "a request was forgotten"
             finally:
                 for peer in peers:
                     peer.cancel()
@@ -247,8 +247,8 @@ class Link:
     def __init__(self) -> None:
         self.sent: list[tuple[int, int, bytes]] = []
 
-    def send(self, frame: bytes) -> None:
-        self.sent += wire.Decoder().feed(frame)
+    def send(self, *frame: bytes | memoryview) -> None:
+        self.sent += wire.Decoder().feed(b"".join(frame))
 
     async def drain(self) -> None:
         pass
