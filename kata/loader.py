@@ -17,16 +17,16 @@ import sys
 
 from kata import state
 from kata.contract import CONTRACT_VERSION, Backend
+from kata.digest import hexdigest
 from kata.errors import ConfigError, HostError, KataError, UsageError
 from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
 GROUP = "kata.backends"  #: entry point group of the plugins
-MEMO = f"{state.RUN_DIR}/flavors.json"
+MEMO = f"{state.RUN_DIR}/flavors"  #: a file for each set of plugins
 DEFAULT = "unified"
 VARIABLE = "KATA_FLAVOR"
 #: Program names of the originals -> flavor.
@@ -71,8 +71,11 @@ def load(name: str, origin: str = "") -> Backend:
     :raise ConfigError: there is no such flavor.
     :raise HostError: its plugin cannot be imported or breaks the contract.
     """
-    plugins = _plugins()
-    memo = _memo(plugins)
+    path = f"{MEMO}/{_plugins()}.json"
+    try:
+        memo: dict[str, str] = state.read_json(path)["flavors"]
+    except (OSError, KataError, KeyError):
+        memo = {}
     if name in memo:
         try:
             return check(_class(memo[name]), name)
@@ -80,26 +83,16 @@ def load(name: str, origin: str = "") -> Backend:
             pass
     backend = _ask_stevedore(name, origin)
     try:
-        state.write_json(MEMO, {"version": state.VERSION, "plugins": plugins,
-                                "flavors": {**memo, name: resolved(backend)}})
-    except HostError:
+        os.makedirs(MEMO, mode=0o700, exist_ok=True)
+        state.write_json(path, {"version": state.VERSION, "flavors": {**memo, name: resolved(backend)}})
+    except (OSError, HostError):
         pass  # not root, say: it is slower without
     return backend
 
 
-def _memo(plugins: list[list[Any]]) -> dict[str, str]:
-    """What stevedore has answered since the plugins are as they are: flavor -> ``module:Class``."""
-    try:
-        record = state.read_json(MEMO)
-    except (OSError, KataError):
-        return {}
-    flavors: dict[str, str] = record["flavors"] if record.get("plugins") == plugins else {}
-    return flavors
-
-
-def _plugins() -> list[list[Any]]:
-    """Every list of entry points on ``sys.path``, in order: path, time of change, size."""
-    found: list[list[Any]] = []
+def _plugins() -> str:
+    """A name for all lists of entry points on ``sys.path``: their paths, times of change and sizes, in order."""
+    found = []
     for folder in sys.path:
         try:
             names = sorted(os.listdir(folder or "."))
@@ -112,8 +105,8 @@ def _plugins() -> list[list[Any]]:
                     status = os.stat(path)
                 except OSError:
                     continue
-                found.append([path, status.st_mtime_ns, status.st_size])
-    return found
+                found.append(f"{path} {status.st_mtime_ns} {status.st_size}")
+    return hexdigest("\n".join(found))[:20]
 
 
 def _ask_stevedore(name: str, origin: str) -> Backend:

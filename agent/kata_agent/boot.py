@@ -23,7 +23,8 @@ _MOUNTS = (
     ("devpts", "/dev/pts", sc.MS_NOSUID | sc.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"),
     ("tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, "mode=1777"),
     ("tmpfs", "/run", sc.MS_NOSUID | sc.MS_NODEV, "mode=755"),
-    ("cgroup2", CGROUP, _GUARDED, "nsdelegate,memory_recursiveprot"),
+    # favordynmods: each container and each exec'd process is moved into its cgroup.
+    ("cgroup2", CGROUP, _GUARDED, "nsdelegate,memory_recursiveprot,favordynmods"),
 )
 #: Folders that must be writable, for a root that is not.
 _VOLATILE = ("/tmp", "/var")

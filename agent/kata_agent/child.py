@@ -120,18 +120,14 @@ def _run(plan: ChildPlan, sync: socket.socket) -> NoReturn:
         _keyring(plan.keyring)
     if plan.personality:
         sc.personality(plan.personality)
-    path = identity.prepare(process, (0,) if process.terminal else (0, 1, 2))
+    path = identity.prepare(process, (0,) if process.terminal else (0, 1, 2), check=plan.wait)
     if plan.wait:
         _wait(sync)
     for hook in plan.start_hooks:
         hooks.run_here(hook, plan.state)
     sync.send(EXEC)
     identity.seal(process)
-    try:
-        os.execve(path, process.args, process.env)
-    except OSError as error:
-        reason = (error.strerror or "").lower()
-        raise StageError("exec", error.errno or 0, f'exec: "{process.args[0]}": {reason}') from None
+    identity.execute(process, path)
 
 
 # --- containers ----------------------------------------------------------------------

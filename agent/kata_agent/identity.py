@@ -10,13 +10,17 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Iterable
 
 from kata_agent import log, users
 from kata_agent.errors import invalid
 from kata_agent.linux import capability
 from kata_agent.linux import syscalls as sc
 from kata_agent.protocol import guest_pb2, oci_pb2
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import NoReturn
 
 _INFINITY = (1 << 64) - 1
 _SYS_ADMIN = 1 << capability.NUMBERS["CAP_SYS_ADMIN"]
@@ -155,13 +159,14 @@ def cpu_list(text: str) -> set[int]:
 # --- in the child ------------------------------------------------------------------
 
 
-def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
+def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool) -> str:
     """Become the user of ``plan``; the path of its executable.
 
     Capabilities keep CAP_SYS_ADMIN until :func:`seal` where the seccomp filter
     needs it.  Runs with the container's root as root.
 
     :param stdio: descriptors that shall belong to the user.
+    :param check: look at an executable that is named by its path, too; else :func:`execute` tells.
     :raise StageError: a step failed.
     """
     uid, gid, groups, home = plan.uid, plan.gid, plan.groups, ""
@@ -190,7 +195,21 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...]) -> str:
         os.umask(plan.umask)
     else:
         os.umask(0o022)
+    if "/" in plan.args[0] and not check:
+        return plan.args[0]
     return executable(plan.args[0], plan.env.get("PATH", ""))
+
+
+def execute(plan: ProcessPlan, path: str) -> NoReturn:
+    """execve(2); ``path`` is what :func:`prepare` gave.
+
+    :raise StageError: it failed.
+    """
+    try:
+        os.execve(path, plan.args, plan.env)
+    except OSError as error:
+        executable(path, "")  # says it better, if that is why
+        raise StageError("exec", error.errno or 0, f'exec: "{plan.args[0]}": {_reason(error)}') from None
 
 
 def seal(plan: ProcessPlan) -> None:
@@ -218,9 +237,14 @@ def _extra(plan: ProcessPlan) -> int:
 
 def _enter_cwd(cwd: str) -> None:
     """As runc: a missing working directory is made, by root, inside the container."""
-    if os.path.lexists(cwd):
-        _chdir(cwd)
+    # Each look at a path is several messages to the host, so it is not looked at first.
+    try:
+        os.chdir(cwd)
         return
+    except OSError:
+        if os.path.lexists(cwd):
+            _chdir(cwd)
+            return
     try:
         os.makedirs(cwd, 0o755, exist_ok=True)
     except OSError as error:

@@ -203,10 +203,14 @@ class Sandbox:
             if not self._disk_users(name):
                 await self.machine.add_disk(name, disk.source, disk.serial, disk.read_only)
             container.disks.append(name)
-        await self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
-        await self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
+        # One behind the other, as the agent takes them: nothing runs before a start, which both have to precede.
+        announced = self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
+        made = self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
             container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(plan.spec),
             storages=convert.storages(plan.storages), sandbox_pidns=self.plan.shared_pidns), timeout=HOOKS_TIMEOUT)
+        for outcome in await asyncio.gather(announced, made, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def _discard(self, container: Container) -> None:
         """Undo ``create`` as far as it got."""

@@ -51,7 +51,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (info / "entry_points.txt").write_text("\n".join(
         [f"[{loader.GROUP}]", *lines, "broken = test_plugin_broken:X", "gone = test_plugin_gone:X"]))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(loader, "MEMO", str(tmp_path / "flavors.json"))
+    monkeypatch.setattr(loader, "MEMO", str(tmp_path / "flavors"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where stevedore keeps what it found
     from stevedore import _cache, extension
 
@@ -87,7 +87,8 @@ def test_stevedore_is_asked_once_until_a_distribution_changes(plugins: Path, mon
     other.mkdir()
     (other / "entry_points.txt").write_text("[console_scripts]\n")
     assert loader.load("good").name == "good" and asked == ["old", "good"]
-    (plugins / "flavors.json").write_text("{")
+    for memo in (plugins / "flavors").iterdir():
+        memo.write_text("{")
     assert loader.load("good").name == "good" and asked == ["old", "good", "good"]
 
 
