@@ -29,10 +29,18 @@ def collect(context: Context, container: state.Container) -> None:
     began = _began()
     try:
         with Client(container.proxy_socket) as client:
-            found = client.request("phases")["phases"]
+            reply = client.request("phases")
     except KataError:
         return
-    phases += [(at, "proxy", name) for at, name in found if at >= began]
+    found = [(at, "proxy", name) for at, name in reply["phases"] if at >= began]
+    phases += found
+    answered = next((at for at, _who, name in found if name == "agent answers"), None)
+    boot = reply["boot_nsec"]
+    if answered is not None and boot:
+        # The guest counts from its kernel's start, and says so as soon as its channel is open.
+        start = answered - max(boot.values()) / 1e9
+        phases += [(start, "guest", "kernel starts, at the latest")]
+        phases += [(start + ns / 1e9, "guest", f"boot: {name}") for name, ns in boot.items()]
 
 
 def show(context: Context) -> None:

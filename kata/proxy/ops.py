@@ -245,8 +245,10 @@ class Operations:
         return {}
 
     async def op_phases(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:
-        """When the sandbox reached which phase."""
-        return {"phases": list(self.sandbox.phases)}
+        """When the sandbox reached which phase; of a guest that is no clone its boot's, since its kernel's start."""
+        booted = not self.sandbox.cloned and self.sandbox.ready.done() and not self.sandbox.machine.gone.is_set()
+        boot = (await stats.guest(self.sandbox.agent))["boot_nsec"] if booted else {}
+        return {"phases": list(self.sandbox.phases), "boot_nsec": boot}
 
     async def op_guest(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:
         """Kernel, memory and boot phases of the guest."""

@@ -16,6 +16,7 @@ from kata.contract import ContainerPlan, SandboxPlan
 from kata.errors import GuestError, HostError, InUse, KataError, NotFound, VmError
 from kata.proxy import convert
 from kata.proxy.container import Container
+from kata.proxy.home import with_home
 from kata.proxy.log import log
 from kata.proxy.network import Network
 from kata.proxy.record import SandboxRecord
@@ -204,9 +205,10 @@ class Sandbox:
                 await self.machine.add_disk(name, disk.source, disk.serial, disk.read_only)
             container.disks.append(name)
         # One behind the other, as the agent takes them: nothing runs before a start, which both have to precede.
+        spec = {**plan.spec, "process": with_home(self.share, plan, plan.spec["process"])}
         announced = self.agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
         made = self.agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
-            container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(plan.spec),
+            container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(spec),
             storages=convert.storages(plan.storages), sandbox_pidns=self.plan.shared_pidns), timeout=HOOKS_TIMEOUT)
         for outcome in await asyncio.gather(announced, made, return_exceptions=True):
             if isinstance(outcome, BaseException):
@@ -267,7 +269,8 @@ class Sandbox:
         await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
         self.phase("exec announced to the guest")
         await self.agent.agent("ExecProcess", agent_pb2.ExecProcessRequest(
-            container_id=container_id, exec_id=exec_id, process=convert.oci_process(process)))
+            container_id=container_id, exec_id=exec_id,
+            process=convert.oci_process(with_home(self.share, container.plan, process))))
         self.phase("exec made in the guest")
         self.track(container, exec_id)
 

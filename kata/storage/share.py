@@ -125,6 +125,22 @@ class ShareRoot:
             raise HostError(f"cannot share {relative} with the machine: {error.strerror}") from error
         return relative
 
+    def read(self, container: str, path: str, limit: int) -> bytes:
+        """The regular file ``path`` below ``container``; no link or FIFO of a guest is followed or waited for.
+
+        :raise OSError: there is none, or a link is in the way.
+        :raise ValueError: it is something else, or has more than ``limit`` bytes.
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+        fd = syscalls.openat2(self._exported, f"{check_name(container)}/{path}", flags, resolve=_RESOLVE)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                raise ValueError(f"{path} is no regular file of at most {limit} bytes")
+            return os.read(fd, limit)
+        finally:
+            os.close(fd)
+
     def containers(self) -> list[str]:
         """Containers that have something in the share, sorted."""
         return sorted(self._list(self._writable))

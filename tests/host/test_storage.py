@@ -244,3 +244,26 @@ def test_namespace_holds_what_is_needed_only(engine: Path, tmp_path: Path) -> No
 def test_join_names_the_process() -> None:
     with pytest.raises(HostError, match="process 4194305"):
         mountns.join(2**22 + 1)
+
+
+def test_what_the_host_reads_of_a_container(engine: Path, share: ShareRoot) -> None:
+    """A regular file of bounded size, and nothing a guest may have put in its place."""
+    (engine / "etc").mkdir()
+    (engine / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (engine / "etc/big").write_text("x" * 100)
+    (engine / "etc/link").symlink_to("/etc/passwd")
+    (engine / "etc/up").symlink_to("..")
+    os.mkfifo(engine / "etc/fifo")
+    os.mknod(engine / "etc/null", 0o020000 | 0o666, os.makedev(1, 3))
+    clone = clone_mount(str(engine), "rootfs")
+    share.add("c", "rootfs", clone.fd, clone.is_dir)
+    os.close(clone.fd)
+    assert share.read("c", "rootfs/etc/passwd", 99) == b"root:x:0:0::/root:/bin/sh\n"
+    for path in ("etc/big", "etc/fifo", "etc"):
+        with pytest.raises((ValueError, OSError)):
+            share.read("c", f"rootfs/{path}", 99)
+    for path in ("etc/link", "etc/up/etc/passwd", "../rootfs/../../etc/passwd", "etc/null"):
+        with pytest.raises(OSError, match=r"\w"):
+            share.read("c", f"rootfs/{path}", 99)
+    with pytest.raises(FileNotFoundError):
+        share.read("c", "rootfs/etc/nosuch", 99)

@@ -135,3 +135,20 @@ def test_ignored_options(oci: Oci) -> None:
     """Options that engines pass and that change nothing here: --no-pivot, --no-new-keyring, --systemd-cgroup."""
     result = oci.run(oci.bundle("echo ran"), "--no-new-keyring", "--no-pivot")
     assert result.ok().stdout == "ran\n"
+
+
+def test_timings(oci: Oci) -> None:
+    """KATA_TIMINGS: the phases of a start in the order of time, beside the output, not in it."""
+    if not oci.runtime.is_vm:
+        pytest.skip("only this runtime has it")
+    bundle = oci.bundle("echo out").write()
+    result = oci.verb("run", "--bundle", str(bundle.path), oci.new_id(), env={"KATA_TIMINGS": "1"}).ok()
+    assert result.stdout == "out\n"
+    rows = [line.split(maxsplit=3) for line in result.stderr.splitlines()[1:]]
+    at = [float(row[0]) for row in rows]
+    assert at == sorted(at) and all(float(row[1]) >= 0 for row in rows)
+    phases = [(row[2], row[3]) for row in rows]
+    wanted = [("verb", "bundle checked"), ("verb", "proxy there"), ("proxy", "QEMU started"),
+              ("proxy", "agent answers"), ("proxy", "container made in the guest"), ("verb", "created"),
+              ("proxy", "container started in the guest"), ("verb", "its process has ended"), ("verb", "deleted")]
+    assert [phase for phase in phases if phase in wanted] == wanted, result.stderr

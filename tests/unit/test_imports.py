@@ -128,7 +128,7 @@ def serve(listener: socket.socket) -> None:
                 for kind, _flags, payload in decoder.feed(data):
                     if kind != wire.REQUEST:
                         continue  # a shim's acknowledgements
-                    sock.sendall(wire.pack_json(wire.REPLY, {"text": "", "last": False, "phases": []}))
+                    sock.sendall(wire.pack_json(wire.REPLY, {"text": "", "last": False, "phases": [], "boot_nsec": {}}))
                     if json.loads(payload)["op"] == "attach":
                         for stream in (wire.STDOUT, wire.STDERR):
                             sock.sendall(wire.pack_data(stream, 0, b"", eof=True))
