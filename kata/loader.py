@@ -1,4 +1,4 @@
-"""Flavors: which one, and its backend.  The only module that imports stevedore.
+"""The plugins of flavors: backends and personalities.  The only module that imports stevedore.
 
 The verb that makes a sandbox resolves the plugin through stevedore and records
 ``module:Class``; later verbs import just that (:func:`load_resolved`), and come
@@ -18,50 +18,17 @@ import sys
 from kata import state
 from kata.contract import CONTRACT_VERSION, Backend
 from kata.digest import hexdigest
-from kata.errors import ConfigError, HostError, KataError, UsageError
-from kata.record import Record
+from kata.errors import ConfigError, HostError, KataError
+from kata.flavors import DEFAULT
+from kata.personality import PERSONALITY_VERSION, Personality
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
-GROUP = "kata.backends"  #: entry point group of the plugins
+GROUP = "kata.backends"  #: entry point group of the backends
+VOICES = "kata.personalities"  #: of the personalities, which a flavor may do without
 MEMO = f"{state.RUN_DIR}/flavors"  #: a file for each set of plugins
-DEFAULT = "unified"
-VARIABLE = "KATA_FLAVOR"
-#: Program names of the originals -> flavor.
-PROGRAMS = {"cc-runtime": "clear", "runv": "runv"}
-
-
-class Choice(Record):
-    """A flavor and who asked for it."""
-
-    name: str
-    origin: str
-
-
-def choose(option: str, environ: Mapping[str, str], program: str, host_file: str = "") -> Choice:
-    """The flavor: ``--flavor``, KATA_FLAVOR, the program's name, the host's default, ``unified``.
-
-    :raise UsageError: option and program name ask for different flavors.
-    :raise ConfigError: the host's file is wrong.
-    """
-    by_program = PROGRAMS.get(os.path.basename(program), "")
-    if option:
-        if by_program and by_program != option:
-            raise UsageError(f"--flavor {option} and the program name {os.path.basename(program)!r} "
-                             f"ask for different flavors", f"use `kata --flavor {option}`")
-        return Choice(option, "--flavor")
-    if environ.get(VARIABLE):
-        return Choice(environ[VARIABLE], VARIABLE)
-    if by_program:
-        return Choice(by_program, f"the program name {os.path.basename(program)!r}")
-    from kata.config import hostfile  # later verbs do not choose
-
-    host = hostfile.read(host_file or hostfile.PATH)
-    if host.default_flavor:
-        return Choice(host.default_flavor, host.place)
-    return Choice(DEFAULT, "the default")
 
 
 def load(name: str, origin: str = "") -> Backend:
@@ -71,23 +38,62 @@ def load(name: str, origin: str = "") -> Backend:
     :raise ConfigError: there is no such flavor.
     :raise HostError: its plugin cannot be imported or breaks the contract.
     """
-    path = f"{MEMO}/{_plugins()}.json"
+    def ask() -> object:
+        found = _ask_stevedore(GROUP, name)
+        if found is None:
+            raise _unknown(name, origin)
+        return found
+
+    return check(_remembered(GROUP, name, ask), name)
+
+
+def personality(name: str, origin: str = "") -> Personality:
+    """How a flavor speaks.
+
+    :raise ConfigError, HostError: as above.
+    """
+    if name == DEFAULT:
+        return Personality()
+
+    def ask() -> object:
+        found = _ask_stevedore(VOICES, name)
+        if found is None and name not in available():
+            raise _unknown(name, origin)
+        return found or Personality
+
+    found = _remembered(VOICES, name, ask)
+    if not isinstance(found, type) or not issubclass(found, Personality):
+        raise HostError(f"flavor {name!r}: its plugin {found!r} is not a kata.personality.Personality", "reinstall it")
+    if found.contract_version != PERSONALITY_VERSION:
+        raise HostError(f"flavor {name!r}: its personality is made for version {found.contract_version}, "
+                        f"this runtime has {PERSONALITY_VERSION}", "install the plugin that came with this runtime")
     try:
-        memo: dict[str, str] = state.read_json(path)["flavors"]
+        return found()
+    except Exception as e:
+        raise _broken(name, e) from e
+
+
+def _remembered(group: str, name: str, ask: Callable[[], object]) -> object:
+    """The class that a plugin names; kept, so that the same question is not asked again."""
+    path, key = f"{MEMO}/{_plugins()}.json", f"{group}/{name}"
+    try:
+        memo: dict[str, str] = state.read_json(path)["found"]
     except (OSError, KataError, KeyError):
         memo = {}
-    if name in memo:
+    if key in memo:
         try:
-            return check(_class(memo[name]), name)
+            return _class(memo[key])
         except Exception:  # stevedore says it better
             pass
-    backend = _ask_stevedore(name, origin)
-    try:
-        os.makedirs(MEMO, mode=0o700, exist_ok=True)
-        state.write_json(path, {"version": state.VERSION, "flavors": {**memo, name: resolved(backend)}})
-    except (OSError, HostError):
-        pass  # not root, say: it is slower without
-    return backend
+    found = ask()
+    if isinstance(found, type):
+        try:
+            os.makedirs(MEMO, mode=0o700, exist_ok=True)
+            state.write_json(path, {"version": state.VERSION,
+                                    "found": {**memo, key: f"{found.__module__}:{found.__qualname__}"}})
+        except (OSError, HostError):
+            pass  # not root, say: it is slower without
+    return found
 
 
 def _plugins() -> str:
@@ -109,26 +115,33 @@ def _plugins() -> str:
     return hexdigest("\n".join(found))[:20]
 
 
-def _ask_stevedore(name: str, origin: str) -> Backend:
+def _ask_stevedore(group: str, name: str) -> object:
+    """What an entry point names; None if there is none.
+
+    :raise HostError: it cannot be imported, or there are two.
+    """
     from stevedore.driver import DriverManager
     from stevedore.exception import MultipleMatches, NoMatches
 
-    found: object
     try:
         # Without a load-failure callback a DriverManager raises what the import raised.
-        found = DriverManager(GROUP, name, invoke_on_load=False).driver
-    except NoMatches as e:
-        from kata.config import nearest
-
-        known = available()
-        asked = f" (asked for by {origin})" if origin else ""
-        hint = nearest(name, known) if known else "no backend is installed; install kata-backend-unified"
-        raise ConfigError(f"unknown flavor {name!r}{asked}", hint) from e
+        found: object = DriverManager(group, name, invoke_on_load=False).driver
+    except NoMatches:
+        return None
     except MultipleMatches as e:
         raise HostError(f"flavor {name!r}: more than one plugin has this name", "uninstall one of them") from e
     except Exception as e:  # a plugin can fail in any way while it is imported
         raise _broken(name, e) from e
-    return check(found, name)
+    return found
+
+
+def _unknown(name: str, origin: str) -> ConfigError:
+    from kata.config import nearest
+
+    known = available()
+    asked = f" (asked for by {origin})" if origin else ""
+    return ConfigError(f"unknown flavor {name!r}{asked}",
+                       nearest(name, known) if known else "no backend is installed; install kata-backend-unified")
 
 
 def available() -> list[str]:

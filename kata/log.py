@@ -12,6 +12,10 @@ import time
 
 from kata.jsontext import dumps
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LEVELS = ("debug", "info", "warning", "error", "fatal")
 
 
@@ -27,6 +31,8 @@ class Log:
         self.form = form
         self.threshold = LEVELS.index(level)
         self.name = name
+        #: a line of text of (time, level, message); None = logrus's shape, as Kata 1.x writes it
+        self.text: Callable[[float, str, str], str] | None = None
         #: when which phase was reached (monotonic clock, who, what), if somebody wants to know
         self.phases: list[tuple[float, str, str]] | None = None
 
@@ -50,12 +56,13 @@ class Log:
     def write(self, level: str, message: str) -> None:
         if LEVELS.index(level) < self.threshold or not self.path:
             return
-        stamp = rfc3339(time.time())
+        now = time.time()
         if self.form == "json":
-            line = dumps({"level": level, "msg": message, "time": stamp, "name": self.name, "pid": os.getpid()})
+            line = dumps({"level": level, "msg": message, "time": rfc3339(now), "name": self.name, "pid": os.getpid()})
+        elif self.text is not None:
+            line = self.text(now, level, message)
         else:
-            line = (f"time={dumps(stamp)} level={level} msg={_quoted(message)} "
-                    f"name={self.name} pid={os.getpid()} source=runtime")
+            line = logrus(now, level, message, name=self.name, pid=os.getpid(), source="runtime")
         self._append(line + "\n")
 
     def _append(self, line: str) -> None:
@@ -69,6 +76,12 @@ class Log:
             return
         with os.fdopen(fd, "w", errors="replace") as f:
             f.write(line)
+
+
+def logrus(seconds: float, level: str, message: str, **fields: object) -> str:
+    """A line of text as Go's logrus writes it."""
+    more = "".join(f" {name}={value}" for name, value in fields.items())
+    return f"time={dumps(rfc3339(seconds))} level={level} msg={_quoted(message)}{more}"
 
 
 def _quoted(text: str) -> str:

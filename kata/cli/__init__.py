@@ -15,10 +15,12 @@ from kata.table import FLAG, MANY, OPTIONAL, VALUE, Option, parse
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from kata.cli.context import Context
+    from kata.flavors import Choice
+    from kata.personality import Personality
 
 #: name -> (module, help); no help: hidden.
 VERBS: dict[str, tuple[str, str]] = {
@@ -43,6 +45,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "image": ("image", "build and select guest images"),
     "kernel": ("kernel", "build, list and select guest kernels"),
     "factory": ("factory", "make, show or remove templates of machines"),
+    "flavor": ("flavor", "show the flavors, or set the host's default"),
+    "roadmap": ("roadmap", "show or set where this host is on the way to one runtime"),
     "kata-env": ("env", "print the configuration and the host's abilities"),
     "kata-check": ("check", "check whether this host can run containers"),
 }
@@ -63,7 +67,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("--version", "-v", kind=FLAG, help="print the version"),
 )
 
-PROGRAMS = ("kata", "kata-runtime")
 _UNSUPPORTED = ("checkpoint", "restore", "init")
 
 __all__ = ["MANY", "OPTIONS", "VALUE", "VERBS", "main"]
@@ -83,18 +86,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(program: str, words: list[str]) -> int:
+    from kata import flavors
     from kata.cli.context import Context
+    from kata.personality import Personality
 
     context: Context | None = None
+    speaker, verb = Personality(), ""
     try:
-        parsed = parse(OPTIONS, (), False, words, stop_at_first=True)
+        flavor = flavors.choose(_asked_flavor(words), os.environ, program)
+        speaker = _speaker(flavor)
+        table = (*speaker.options, *OPTIONS)
+        verbs = {**VERBS, **speaker.verbs}
+        parsed = parse(table, (), False, words, stop_at_first=True)
         if parsed is not None and parsed[1] < len(words):
             options, words = parsed[0], words[parsed[1]:]
         else:
             from kata.cli import full
 
-            options, words = full.parse_global(full.Program(program, VERBS, OPTIONS, _help()), words)
-        context = Context(program, options)
+            options, words = full.parse_global(full.Program(program, verbs, table, _help()), words)
+        for own, common in speaker.spellings.items():
+            options[common] = options.pop(own) or options[common]
+        verb = words[0] if words else ""
+        context = Context(program, options, flavor, speaker, verb)
         _check_global(options)
         if options["version"]:
             words = ["version"]
@@ -103,17 +116,48 @@ def _main(program: str, words: list[str]) -> int:
             return 0
         if not words:
             return 0
-        code = _verb(context, words[0], words[1:])
+        code = _verb(context, verbs, words[0], words[1:])
         if context.log.phases:
             from kata.cli import timings
 
             timings.show(context)
         return code
     except KataError as e:
-        return _failed(context, program, e)
+        return _failed(context, speaker, program, verb, e)
     except Exception as e:
         # A defect of ours: where it happened goes to the log, never to a user's terminal.
-        return _defect(context, program, e)
+        return _defect(context, speaker, program, verb, e)
+
+
+def _asked_flavor(words: Sequence[str]) -> str:
+    """The value of ``--flavor`` among the global options: it tells which of them there are."""
+    for i, word in enumerate(words):
+        if word == "--flavor":
+            return words[i + 1] if i + 1 < len(words) else ""
+        if word.startswith("--flavor="):
+            return word[9:]
+        if word in VERBS:
+            break
+    return ""
+
+
+def _speaker(flavor: Choice) -> Personality:
+    """How the flavor speaks.  A default that is broken must not keep anybody from setting another.
+
+    :raise KataError: somebody asked for a flavor that there is not, or that is broken.
+    """
+    from kata.personality import Personality
+
+    if flavor.name == "unified":
+        return Personality()
+    from kata import loader
+
+    try:
+        return loader.personality(flavor.name, flavor.origin)
+    except KataError:
+        if not flavor.by_host:
+            raise
+        return Personality()
 
 
 def _help() -> str:
@@ -129,16 +173,21 @@ def _check_global(options: dict[str, Any]) -> None:
         raise UnsupportedError("--criu cannot hold: a virtual machine is not checkpointed by CRIU", "leave it out")
 
 
-def _verb(context: Context, name: str, words: list[str]) -> int:
-    entry = VERBS.get(name)
-    if entry is None:
-        import difflib
+def _verb(context: Context, verbs: Mapping[str, tuple[str, str]], name: str, words: list[str]) -> int:
+    entry = verbs.get(name)
+    if entry is None or name in context.personality.absent:
+        hint = ""
+        if entry is not None:
+            hint = f"`kata {name}` does it, whichever flavor made the container"
+        elif name not in _UNSUPPORTED:
+            import difflib
 
-        near = difflib.get_close_matches(name, VERBS, 1)
-        hint = f"did you mean {near[0]!r}?" if near and name not in _UNSUPPORTED else ""
+            near = difflib.get_close_matches(name, verbs, 1)
+            hint = f"did you mean {near[0]!r}?" if near else ""
         raise UsageError(f'Invalid command "{name}"', hint, kind="invalid-command", values={"command": name})
-    __import__(f"kata.cli.{entry[0]}")  # importlib is not imported for one function
-    module: Any = sys.modules[f"kata.cli.{entry[0]}"]
+    path = entry[0] if "." in entry[0] else f"kata.cli.{entry[0]}"
+    __import__(path)  # importlib is not imported for one function
+    module: Any = sys.modules[path]
     if not hasattr(module, "VERB"):
         from kata.cli import full
 
@@ -155,14 +204,15 @@ def _verb(context: Context, name: str, words: list[str]) -> int:
     return code
 
 
-def _failed(context: Context | None, program: str, error: KataError) -> int:
+def _failed(context: Context | None, speaker: Personality, program: str, verb: str, error: KataError) -> int:
     if context is not None:
         context.log.error(str(error))
-    sys.stderr.write(f"{program}: {error}\n")
-    return 1
+    text, code = speaker.failure(speaker.program or program, verb, error)
+    sys.stderr.write(f"{text}\n")
+    return code
 
 
-def _defect(context: Context | None, program: str, error: Exception) -> int:
+def _defect(context: Context | None, speaker: Personality, program: str, verb: str, error: Exception) -> int:
     import traceback
 
     if context is not None:
@@ -173,4 +223,4 @@ def _defect(context: Context | None, program: str, error: Exception) -> int:
     where = f"{os.path.basename(last.filename)}:{last.lineno}"
     what = KataError(f"internal error: {type(error).__name__}: {error} ({where})",
                      "please report it, with the output of the same command under KATA_TRACEBACK=1")
-    return _failed(context, program, what)
+    return _failed(context, speaker, program, verb, what)

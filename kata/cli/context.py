@@ -13,20 +13,28 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kata.contract import Backend, InvocationOptions
+    from kata.flavors import Choice
+    from kata.personality import Personality
     from kata.wire import Client
 
 
 class Context:
     """One invocation.
 
-    ``options`` are the global options; the flavor's own are among them.
+    :ivar flavor: the one asked for; new containers are of it.
+    :ivar personality: how it speaks.
+    :ivar options: the global options; the flavor's own are among them.
     """
 
-    def __init__(self, program: str, options: dict[str, Any]) -> None:
-        self.program = program
+    def __init__(self, program: str, options: dict[str, Any], flavor: Choice, personality: Personality,
+                 verb: str) -> None:
+        self.program = personality.program or program
         self.options = options
+        self.flavor = flavor
+        self.personality = personality
         level = "debug" if options["debug"] else "info"
-        self.log = Log(options["log"], options["log_format"] or "text", level, program)
+        self.log = Log(personality.log_path(options), options["log_format"] or "text", level, self.program)
+        self.log.text = personality.log_line(verb)
         if options["timings"] or os.environ.get("KATA_TIMINGS", "0") != "0":
             self.log.phases = []
             self.log.phase("interpreter and imports")
@@ -74,13 +82,26 @@ class Context:
     # --- for verbs that make something --------------------------------------------------
 
     def backend(self) -> Backend:
-        """The flavor chosen for new containers."""
+        """The backend of the flavor asked for.
+
+        :raise ConfigError: there is none.
+        """
         if self._backend is None:
             from kata import loader
 
-            choice = loader.choose(self.options["flavor"], os.environ, self.program)
-            self._backend = loader.load(choice.name, choice.origin)
+            self._backend = loader.load(self.flavor.name, self.flavor.origin)
         return self._backend
+
+    def new_containers_backend(self) -> Backend:
+        """The backend that makes a new container, if the host's road allows it one.
+
+        :raise ConfigError: there is none, or the flavor is retired here.
+        """
+        from kata import flavors
+
+        settings = flavors.host(flavors.host_file(os.environ))
+        flavors.refuse_retired(self.flavor.name, settings)
+        return self.backend()
 
     def backend_of(self, container: state.Container) -> Backend:
         """The flavor a container was made with."""

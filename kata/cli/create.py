@@ -54,7 +54,7 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
     if console_socket and not bundle.terminal:
         raise BundleError("--console-socket is given but process.terminal is false",
                           "set process.terminal to true or leave --console-socket out")
-    backend, invocation = context.backend(), context.invocation()
+    backend, invocation = context.new_containers_backend(), context.invocation()
     context.log.phase("backend found")
     creation = Creation(
         context.root or state.DEFAULT_ROOT, backend, bundle, invocation, context.log,

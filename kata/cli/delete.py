@@ -27,7 +27,7 @@ def run(context: Context, args: Namespace) -> int:
         try:
             container = context.container(container_id)
         except NotFound:
-            if not args["force"]:
+            if not args["force"] or not context.personality.forgiving_delete:
                 raise
             continue
         except KataError:

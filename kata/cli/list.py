@@ -12,6 +12,7 @@ from kata.table import FLAG, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 VERB = Verb(
@@ -21,35 +22,33 @@ VERB = Verb(
     Option("--kata-all", "--all", kind=FLAG, help="also what the containers run on"),
 )
 
-KEYS = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner")
+#: Columns of the table.
+COLUMNS = ("id", "pid", "status", "bundle", "created", "owner")
 
 
 def run(context: Context, args: Namespace) -> int:
-    entries: list[dict[str, Any]] = []
+    personality = context.personality
+    views: list[dict[str, Any]] = []
     for name, found in state.list_containers(context.root):
         if isinstance(found, StateError):
             context.log.warning(f"container {name}: {found}")
             sys.stderr.write(f"{context.program}: container {name}: {found}\n")
             continue
-        record = found.view()
-        entry = {key: record[key] for key in KEYS}
-        if args["kata_all"]:
-            entry |= {"flavor": record["flavor"], "sandbox": record["sandbox_id"], "role": record["role"],
-                      "root": found.root}
-        entries.append(entry)
+        view = found.view()
+        views.append({**view, "owner": personality.owner(view), "sandbox": view["sandbox_id"], "root": found.root})
+    more = ("flavor", "sandbox", "role", "root") if args["kata_all"] else ()
     if args["quiet"]:
-        for entry in entries:
-            print(entry["id"])
+        for view in views:
+            print(view["id"])
     elif args["format"] == "json":
-        print(dumps(entries) if entries else "null")
+        print(dumps([{**personality.entry(v), **{k: v[k] for k in more}} for v in views]) if views else "null")
     else:
-        _table(entries, ["flavor", "sandbox", "root"] if args["kata_all"] else [])
+        _table(views, (*COLUMNS, *(k for k in more if k != "role")))
     return 0
 
 
-def _table(entries: list[dict[str, Any]], more: list[str]) -> None:
-    columns = ["id", "pid", "status", "bundle", "created", "owner", *more]
-    rows = [[c.upper() for c in columns], *([str(e[c]) for c in columns] for e in entries)]
+def _table(views: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    rows = [[c.upper() for c in columns], *([str(v[c]) for c in columns] for v in views)]
     widths = [max(11, *(len(row[i]) for row in rows)) for i in range(len(columns))]
     for row in rows:
         print(" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

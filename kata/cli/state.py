@@ -8,12 +8,10 @@ from kata.table import Argument, Namespace, Verb
 
 VERB = Verb("Print the state of a container as JSON.", arguments=[Argument("id")])
 
-KEYS = ("ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "annotations", "owner")
-
 
 def run(context: Context, args: Namespace) -> int:
-    record = context.container(args["id"]).view()
-    lines = [f"  {dumps(key)}: {_indented(record[key])}" for key in KEYS]
+    shown = context.personality.state(context.container(args["id"]).view())
+    lines = [f"  {dumps(key)}: {_indented(value)}" for key, value in shown.items()]
     print("{\n" + ",\n".join(lines) + "\n}")
     return 0
 

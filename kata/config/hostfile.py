@@ -4,38 +4,61 @@ from __future__ import annotations
 
 import os
 
-from kata.config import document
-from kata.config.keys import Key, Language, text
-from kata.errors import ConfigError
-from kata.record import Record
+from kata.config import Settings, document
+from kata.config.keys import Key, Language, integer, text
+from kata.errors import ConfigError, HostError
 
-PATH = "/etc/kata/host.toml"
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 #: ``[runtime] default_flavor`` is a plugin's name, which only the loader can check.
 LANGUAGE: Language = {
     "runtime": {"default_flavor": Key(text, "default_flavor")},
+    "roadmap": {"phase": Key(integer(1, 3), "phase")},
 }
 
 
-class HostSettings(Record):
-    """``place`` is where ``default_flavor`` was set, for errors."""
-
-    default_flavor: str = ""
-    place: str = ""
-
-
-def read(path: str = PATH) -> HostSettings:
-    """The host's settings; all defaults if there is no file.
+def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The host's settings, and where each was set.
 
     :raise ConfigError: the file is wrong.
     """
-    if not os.path.lexists(path):
-        return HostSettings()  # most hosts; saves the import of a TOML parser
-    from kata.config import Settings
-
     settings = Settings(LANGUAGE)
     try:
         settings.add(document.read(path))
     except FileNotFoundError as e:
         raise ConfigError(f"cannot read {path}: it is a link to a file that is missing") from e
-    return HostSettings(settings.values.get("default_flavor", ""), settings.places.get("default_flavor", ""))
+    return settings.values, settings.places
+
+
+def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
+    """Set keys, ``(table, key) -> value``; the rest of the file stays as it is, comments too.
+
+    It is replaced at once: whoever reads meanwhile sees the old or the new one.
+
+    :raise ConfigError: what is there now is wrong.
+    :raise HostError: it cannot be written.
+    """
+    import tomlkit
+
+    before = ""
+    if os.path.lexists(path):
+        read(path)
+        with open(path, encoding="utf-8") as f:
+            before = f.read()
+    edited = tomlkit.parse(before)
+    for (table, key), value in changes.items():
+        edited.setdefault(table, tomlkit.table())[key] = value
+    target = os.path.realpath(path)
+    aside = f"{target}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as f:
+            f.write(tomlkit.dumps(edited))
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(aside, target)
+    except OSError as e:
+        raise HostError(f"cannot write {path}: {e.strerror}", "run as root") from e

@@ -336,8 +336,10 @@ def test_options_win(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "result"), [
-    ("", ("", "")),
-    ('[runtime]\ndefault_flavor = "clear"\n', ("clear", ":2")),
+    ("", ({}, {})),
+    ('[runtime]\ndefault_flavor = "clear"\n', ({"default_flavor": "clear"}, {"default_flavor": ":2"})),
+    ("[roadmap]\nphase = 3\n", ({"phase": 3}, {"phase": ":2"})),
+    ("[roadmap]\nphase = 4\n", "phase"),
     ("[runtime]\ndefault_flavour = 1\n", "did you mean 'default_flavor'"),
 ])
 def test_host_file(file: Path, text: str, result: Any) -> None:
@@ -346,12 +348,11 @@ def test_host_file(file: Path, text: str, result: Any) -> None:
         with pytest.raises(ConfigError, match=result):
             hostfile.read(str(file))
         return
-    found = hostfile.read(str(file))
-    assert (found.default_flavor, found.place.removeprefix(str(file))) == result
+    values, places = hostfile.read(str(file))
+    assert (values, {key: place.removeprefix(str(file)) for key, place in places.items()}) == result
 
 
-def test_host_file_is_optional(tmp_path: Path) -> None:
-    assert hostfile.read(str(tmp_path / "gone")) == hostfile.HostSettings()
+def test_host_file_that_is_a_broken_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(ConfigError, match="a link to a file that is missing"):
         hostfile.read(str(tmp_path / "link"))

@@ -31,10 +31,10 @@ LAYERS = [
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
-    ["kata.agent_client", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.pool",
+    ["kata.agent_client", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.pool",
      "kata.sandbox"],
     # 5: programs
-    ["kata.cli", "kata.shim", "kata.proxy"],
+    ["kata.cli", "kata.shim", "kata.proxy", "kata_clear.verbs", "kata_runv.verbs"],
 ]
 #: Imports within a layer, and why.
 BESIDE = {
@@ -42,6 +42,7 @@ BESIDE = {
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
     ("kata.joining", "kata.network"): "a sandbox is found by its network namespace",
     ("kata.guestspec", "kata.seccomp"): "a plan holds the compiled filter",
+    ("kata.loader", "kata.flavors"): "the default flavor needs no plugin to speak",
     ("kata.sandbox", "kata.loader"): "a record names the backend's class",
     ("kata.sandbox", "kata.daemons"): "it starts them",
     ("kata.sandbox", "kata.teardown"): "it undoes a failed creation",
@@ -50,10 +51,13 @@ BESIDE = {
     ("kata.pool", "kata.daemons"): "the keeper starts proxies and makers of templates",
     ("kata.pool", "kata.teardown"): "the keeper ends machines",
     ("kata.revive", "kata.daemons"): "it starts a proxy",
+    ("kata_clear.verbs", "kata.cli"): "a verb of its own does what a common one does",
+    ("kata_runv.verbs", "kata.cli"): "the same",
     ("kata.cli", "kata.shim"): "run and exec in the foreground are their own shim",
 }
 #: What a backend may import of the project: policy needs no machinery.
-BACKENDS = {"kata.errors", "kata.record", "kata.contract", "kata.oci", "kata.config", "kata.guestspec"}
+BACKENDS = {"kata.errors", "kata.record", "kata.contract", "kata.oci", "kata.config", "kata.guestspec",
+            "kata.personality", "kata.table", "kata.log"}
 
 #: Heavy or dangerous module -> units that may import it.
 GATES = {
@@ -62,6 +66,7 @@ GATES = {
     "qemu": {"kata.vm.qmp"},
     "tomli": {"kata.config.document"},
     "tomllib": set(),
+    "tomlkit": {"kata.config.hostfile"},
     "google": {"kata.agent_client", "kata.proxy", "kata_agent"},
     "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata_agent"},
     "asyncio": {"kata.agent_client", "kata.proxy", "kata.vm"},
@@ -107,11 +112,8 @@ def within(module: str, units: set[str] | list[str]) -> str:
 
 def layer_of(module: str) -> tuple[int, str]:
     """(layer, unit) of a module; -1 if the table lacks it."""
-    for number, units in enumerate(LAYERS):
-        unit = within(module, units)
-        if unit:
-            return number, unit
-    return -1, module
+    found = [(len(unit), number, unit) for number, units in enumerate(LAYERS) if (unit := within(module, units))]
+    return max(found)[1:] if found else (-1, module)
 
 
 @functools.cache

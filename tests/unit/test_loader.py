@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kata import loader
+from kata import flavors, loader
 from kata.errors import ConfigError, HostError, UsageError
+from kata.personality import Personality
 
 BACKEND = """
     from kata.contract import Backend
@@ -32,6 +33,11 @@ BACKEND = """
     class Failing(Good):
         name = "failing"
         def __init__(self): raise OSError("no")
+    from kata.personality import Personality
+    class Voice(Personality):
+        program = "good"
+    class OldVoice(Personality):
+        contract_version = 0
     class Stranger:
         name = "stranger"
 """
@@ -49,7 +55,9 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
              "stranger": "Stranger", "absent": "NoSuchClass"}
     lines = [f"{n} = test_plugin_module:{c}" for n, c in names.items()]
     (info / "entry_points.txt").write_text("\n".join(
-        [f"[{loader.GROUP}]", *lines, "broken = test_plugin_broken:X", "gone = test_plugin_gone:X"]))
+        [f"[{loader.VOICES}]", "good = test_plugin_module:Voice", "stranger = test_plugin_module:Good",
+         "old = test_plugin_module:OldVoice",
+         f"[{loader.GROUP}]", *lines, "broken = test_plugin_broken:X", "gone = test_plugin_gone:X"]))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(loader, "MEMO", str(tmp_path / "flavors"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # where stevedore keeps what it found
@@ -74,9 +82,9 @@ def test_stevedore_is_asked_once_until_a_distribution_changes(plugins: Path, mon
     ask = loader._ask_stevedore
     asked: list[str] = []
 
-    def count(name: str, origin: str) -> object:
+    def count(group: str, name: str) -> object:
         asked.append(name)
-        return ask(name, origin)
+        return ask(group, name)
 
     monkeypatch.setattr(loader, "_ask_stevedore", count)
     assert loader.load("good").name == "good" and not asked
@@ -115,6 +123,18 @@ def test_a_plugin_that_is_no_good(plugins: Path, name: str, text: str) -> None:
     assert text in str(e.value) and f"flavor {name!r}" in str(e.value)
 
 
+def test_personalities(plugins: Path) -> None:
+    """A flavor speaks as it says, or as Kata does; one that is broken or unknown is an error."""
+    assert type(loader.personality("unified")) is Personality and type(loader.personality("lacking")) is Personality
+    assert loader.personality("good").program == "good"
+    with pytest.raises(HostError, match=r"is not a kata\.personality\.Personality"):
+        loader.personality("stranger")
+    with pytest.raises(HostError, match="made for version 0, this runtime has 1"):
+        loader.personality("old")
+    with pytest.raises(ConfigError, match="unknown flavor 'goodd': did you mean 'good'"):
+        loader.personality("goodd")
+
+
 def test_unknown_flavor(plugins: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown flavor 'goood' \(asked for by --flavor\): did you mean 'good'"):
         loader.load("goood", "--flavor")
@@ -125,12 +145,12 @@ def test_choice(tmp_path: Path) -> None:
     none = str(tmp_path / "none")
 
     def name(option: str = "", environ: str = "", program: str = "/usr/bin/kata", file: str = none) -> str:
-        return loader.choose(option, {"KATA_FLAVOR": environ}, program, file).name
+        return flavors.choose(option, {"KATA_FLAVOR": environ, "KATA_HOST_FILE": file}, program).name
 
     assert name() == "unified" and name(program="kata-runtime") == "unified"
     host.write_text('[runtime]\ndefault_flavor = "runv"\n')
     assert name(file=str(host)) == "runv"
-    assert loader.choose("", {}, "kata", str(host)).origin == f"{host}:2"
+    assert flavors.choose("", {"KATA_HOST_FILE": str(host)}, "kata").origin == f"{host}:2"
     assert name(program="/usr/bin/cc-runtime", file=str(host)) == "clear"
     assert name(environ="unified", program="runv", file=str(host)) == "unified"
     assert name(option="clear", environ="unified", file=str(host)) == "clear"

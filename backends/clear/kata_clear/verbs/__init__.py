@@ -1,0 +1,1 @@
+"""Verbs that only Clear had, or spelled its own way."""

@@ -1,0 +1,1 @@
+"""Verbs that only runV had, or meant its own way."""

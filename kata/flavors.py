@@ -1,0 +1,94 @@
+"""Which flavor an invocation has, and where the host stands on the way to one runtime.
+
+The road has three phases (``[roadmap] phase`` of /etc/kata/host.toml):
+
+1. *coexist*: clear, runv and unified side by side;
+2. *merged*: clear and runv still work and say what they would be in unified;
+3. *retired*: they make no new containers; existing ones can be driven to their end.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kata.errors import ConfigError, UsageError
+from kata.record import Record
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HOST_FILE = "/etc/kata/host.toml"
+HOST_VARIABLE = "KATA_HOST_FILE"
+DEFAULT = "unified"
+VARIABLE = "KATA_FLAVOR"
+#: Program names of the originals -> flavor.
+PROGRAMS = {"cc-runtime": "clear", "runv": "runv"}
+#: Flavors that the road leads away from.
+RETIRING = ("clear", "runv")
+COEXIST, MERGED, RETIRED = PHASES = (1, 2, 3)
+PHASE_NAMES = {COEXIST: "coexist", MERGED: "merged", RETIRED: "retired"}
+
+
+class Host(Record):
+    """``place`` is where ``default_flavor`` was set, for errors."""
+
+    default_flavor: str = ""
+    place: str = ""
+    phase: int = COEXIST
+
+
+class Choice(Record):
+    """A flavor and who asked for it; ``by_host``: nobody but the host's default."""
+
+    name: str
+    origin: str
+    by_host: bool = False
+
+
+def host_file(environ: Mapping[str, str]) -> str:
+    return environ.get(HOST_VARIABLE) or HOST_FILE
+
+
+def host(path: str) -> Host:
+    """The host's settings; all defaults if there is no file.
+
+    :raise ConfigError: the file is wrong.
+    """
+    if not os.path.lexists(path):
+        return Host()  # most hosts; saves the import of a TOML parser
+    from kata.config import hostfile
+
+    values, places = hostfile.read(path)
+    return Host(place=places.get("default_flavor", ""), **values)
+
+
+def choose(option: str, environ: Mapping[str, str], program: str) -> Choice:
+    """The flavor: ``--flavor``, KATA_FLAVOR, the program's name, the host's default, ``unified``.
+
+    :raise UsageError: option and program name ask for different flavors.
+    :raise ConfigError: the host's file is wrong.
+    """
+    name = os.path.basename(program)
+    by_program = PROGRAMS.get(name, "")
+    if option:
+        if by_program and by_program != option:
+            raise UsageError(f"--flavor {option} and the program name {name!r} ask for different flavors",
+                             f"use `kata --flavor {option}`")
+        return Choice(option, "--flavor")
+    if environ.get(VARIABLE):
+        return Choice(environ[VARIABLE], VARIABLE)
+    if by_program:
+        return Choice(by_program, f"the program name {name!r}")
+    settings = host(host_file(environ))
+    if settings.default_flavor:
+        return Choice(settings.default_flavor, settings.place, by_host=True)
+    return Choice(DEFAULT, "the default")
+
+
+def refuse_retired(name: str, settings: Host) -> None:
+    """:raise ConfigError: no new containers are made with the flavor ``name`` on this host."""
+    if settings.phase >= RETIRED and name in RETIRING:
+        raise ConfigError(f"flavor {name} is retired on this host (roadmap phase {settings.phase}): "
+                          f"it makes no new containers",
+                          f"use the unified flavor; `kata roadmap set {MERGED}` goes back a phase")
