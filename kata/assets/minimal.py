@@ -68,7 +68,7 @@ def build_kernel_minimal(progress: Progress, *, force: bool = False) -> Asset:
         _follow([*make, f"KCONFIG_ALLCONFIG={scratch / 'settings'}", "allnoconfig"], progress)
         config = (out / ".config").read_text()
         _check(config, wanted)
-        progress.step("compiling the kernel: about 15 minutes of one processor")
+        progress.step("compiling the kernel: some 20 minutes of one processor")
         _follow([*make, "bzImage"], progress)
         made = (out / "include/config/kernel.release").read_text().strip()
         if made != release:

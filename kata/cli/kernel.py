@@ -21,7 +21,7 @@ def build(variant: str, force: bool, quiet: bool) -> None:
     """Build a kernel (minimal, unless VARIANT says stock) and the images for it, and select them.
 
     The minimal kernel is compiled once for each version of its source,
-    compiler and configuration (configs/kernel): about 15 minutes of one
+    compiler and configuration (configs/kernel): some 20 minutes of one
     processor.
     """
     from kata.assets.build import build_kernel
