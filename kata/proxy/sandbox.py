@@ -329,7 +329,7 @@ class Sandbox:
             if force and container.plan.role == "sandbox" and not last:
                 # The pod's end: what else runs in it is killed, and is its engine's to delete.
                 await self.machine.kill()
-            if not self.machine.gone.is_set():
+            if not self.machine.gone.is_set() and not (last and self._at_rest(container)):
                 await self.leave_guest(container_id, container.disks)
             if last:
                 self.closing = True
@@ -345,6 +345,19 @@ class Sandbox:
                 # Before the answer: who gets it may end this process.
                 await self.network.stop()
         return last
+
+    def _at_rest(self, container: Container) -> bool:
+        """Whether a container holds nothing in the guest that has to be put away before the machine ends.
+
+        All processes of a pid namespace have ended when its first one has, and what they wrote is the host's; a
+        disk has to be unmounted.
+        """
+        extras, first = container.plan.extras, container.processes.get(container.id)
+        own_pids = any(n["type"] == "pid" for n in container.plan.spec["linux"]["namespaces"])
+        shared_pids = (self.plan.shared_pidns or extras.get("sandbox_pidns_host")
+                       or any(j["type"] == "pid" for j in extras.get("join", ())))
+        return (first is not None and first.done() and own_pids and not shared_pids and not container.disks
+                and not self.plan.guest_hook_path)
 
     async def resize(self, vcpus: int, memory: int) -> None:
         """Grow the machine to ``vcpus`` and ``memory`` MiB; it never shrinks by unplugging."""
