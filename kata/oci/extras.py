@@ -45,15 +45,16 @@ def process_extras(process: Mapping[str, Any], bpf: bytes = b"", flags: int = 0)
 
 
 def exec_extras(process: Mapping[str, Any], container: Mapping[str, Any]) -> dict[str, Any]:
-    """``ProcessExtras`` of a further process: the container's filter, its own umask or else the container's.
+    """``ProcessExtras`` of a further process: its own umask or else the container's.
+
+    The container's filter is not among them: the agent has it, and no further process goes without.
 
     :param container: ``ContainerPlan.extras``.
     """
     own = process_extras(process)
     first = container.get("process", {})
-    for key in ("seccomp_bpf", "seccomp_flags", *(() if "has_umask" in own else ("has_umask", "umask"))):
-        if key in first:
-            own[key] = first[key]
+    if "has_umask" not in own and "has_umask" in first:
+        own.update(has_umask=True, umask=first["umask"])
     return own
 
 

@@ -266,8 +266,9 @@ class Sandbox:
             await container.until_resumed()
         container.require("exec in", "created", "running")
         self.phase("exec asked for")
-        await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
-        self.phase("exec announced to the guest")
+        if any(extras.values()):  # most have nothing that ExecProcess cannot carry
+            await self.agent.guest("PrepareProcess", convert.process_extras(container_id, exec_id, extras))
+            self.phase("exec announced to the guest")
         await self.agent.agent("ExecProcess", agent_pb2.ExecProcessRequest(
             container_id=container_id, exec_id=exec_id,
             process=convert.oci_process(with_home(self.share, container.plan, process))))

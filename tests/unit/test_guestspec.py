@@ -346,7 +346,8 @@ def test_process_extras() -> None:
 
 def test_exec_takes_the_containers_filter_and_umask() -> None:
     container = {"process": process_extras({"user": {"umask": 0o77}}, b"12345678", 4)}
-    assert exec_extras({}, container) == container["process"]
+    assert exec_extras({}, container) == {"has_umask": True, "umask": 0o77}  # the agent has the filter
+    assert exec_extras({}, {"process": {}}) == {}
     assert exec_extras({"user": {"umask": 1}}, container)["umask"] == 1
 
 
