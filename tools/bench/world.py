@@ -99,7 +99,7 @@ class World:
     def rounds(self, count: int, seconds: float) -> Iterator[int]:
         """At most ``count`` rounds, no new one after ``seconds``; few when it has to be quick."""
         end = time.monotonic() + (seconds / 4 if self.quick else seconds)
-        for number in range(min(count, 3) if self.quick else count):
+        for number in range(min(count, 2) if self.quick else count):
             if number and time.monotonic() > end:
                 return
             yield number
