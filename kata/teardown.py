@@ -13,7 +13,6 @@ from kata import state
 from kata.errors import HostError, KataError
 from kata.spawn import stop
 from kata.wire import Client
-from kata_agent.linux import syscalls
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def end_process(pid: int, started: int, number: int = signal.SIGKILL) -> None:
     if not state.alive(pid, started):
         return
     try:
-        pidfd = syscalls.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
@@ -73,12 +72,25 @@ def destroy_sandbox(directory: str) -> None:
             _end(record, "qemu")
             if network >= 0 and record.get("wires"):
                 _detach(network, record["wires"].values())
-            import shutil  # most verbs end nothing
-
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove_tree(directory)
     finally:
         if network >= 0:
             os.close(network)
+
+
+def _remove_tree(directory: str) -> None:
+    """Remove a sandbox's directory, as far as it goes; shutil imports three compressors for that."""
+    for folder, below, files in os.walk(directory, topdown=False):
+        for name in files:
+            with suppress(OSError):
+                os.unlink(f"{folder}/{name}")
+        for name in below:
+            with suppress(OSError):
+                path = f"{folder}/{name}"
+                remove = os.unlink if os.path.islink(path) else os.rmdir
+                remove(path)
+    with suppress(OSError):
+        os.rmdir(directory)
 
 
 def _read(directory: str) -> dict[str, Any]:

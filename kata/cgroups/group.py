@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 
 from kata.cgroups.paths import Hierarchy, decode, mounted
 from kata.errors import HostError, InUse
-from kata_agent.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,12 +124,12 @@ class Cgroup:
                 poll = select.poll()
                 for pid in pids:
                     try:
-                        fd = syscalls.pidfd_open(pid)
+                        fd = os.pidfd_open(pid)
                     except ProcessLookupError:
                         continue
                     close.callback(os.close, fd)
                     with suppress(ProcessLookupError):
-                        syscalls.pidfd_send_signal(fd, signal.SIGKILL)
+                        signal.pidfd_send_signal(fd, signal.SIGKILL)
                     poll.register(fd, select.POLLIN)
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:

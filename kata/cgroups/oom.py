@@ -27,7 +27,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from kata.cgroups.group import ASIDE, NESTED, Cgroup, pids_of, read, write
 from kata.errors import HostError
 from kata.spawn import spawn, stop
-from kata_agent.linux import syscalls
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class _Victim:
             self.pid = spawn(argv, stdio=(theirs_in, theirs_out, -1), env={},
                              before_exec=lambda: _become_victim(directory))
             self._stack.callback(self._reap)
-            self.pidfd = syscalls.pidfd_open(self.pid)
+            self.pidfd = os.pidfd_open(self.pid)
             self._stack.callback(os.close, self.pidfd)
             self._out, self._in = os.dup(ours_out), os.dup(ours_in)
             self._stack.callback(os.close, self._out)
@@ -151,6 +150,8 @@ class _Victim:
 def _become_victim(directory: str) -> None:
     write("/proc/self/oom_score_adj", "1000")
     write(f"{directory}/cgroup.procs", "0")
+    from kata_agent.linux import syscalls  # late: whoever makes or removes a cgroup pays for this module
+
     syscalls.set_pdeathsig(signal.SIGKILL)
 
 

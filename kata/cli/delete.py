@@ -52,13 +52,16 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
                          f"kill container {container.id} first, or delete it with --force",
                          values={"id": container.id, "status": container.status(), "verb": "delete"})
     last = _leave_sandbox(container, force)
+    context.log.phase("out of the sandbox" + (", which has ended" if last else ""))
     from kata.teardown import destroy_sandbox, end_process
 
     if last:
         destroy_sandbox(container.sandbox_dir)
+        context.log.phase("nothing left of the sandbox")
     # The shim has its exit code by now; one that hangs must not stay.
     _await_shim(record["pid"], record["pid_start"])
     end_process(record["pid"], record["pid_start"])
+    context.log.phase("shim has ended")
     _poststop(context, container)
     if record["cgroup"]:
         from kata import cgroups
@@ -66,6 +69,7 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
         # The machine stays in its first container's cgroup until another one takes it over.
         other = "" if last else _another_cgroup(container)
         cgroups.at(record["cgroup"]).remove(kill=last and force, move_to=cgroups.at(other) if other else None)
+        context.log.phase("cgroup removed")
     state.remove_container(container)
 
 
@@ -128,10 +132,9 @@ def _await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
     if not state.alive(pid, started):
         return
     from kata.teardown import wait_end
-    from kata_agent.linux import syscalls
 
     with suppress(ProcessLookupError):
-        pidfd = syscalls.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
         try:
             with suppress(HostError):
                 wait_end(pidfd, pid, timeout)
