@@ -84,10 +84,14 @@ class Factory:
 
     def close(self) -> None:
         """End everything; fail when something is left."""
-        self.verb("factory", "destroy").ok()
-        if self.process is not None:
-            process_end(self.process.pid, "the keeper", 10)
-            self.process.wait(10)
+        try:
+            self.verb("factory", "destroy").ok()
+            if self.process is not None:
+                process_end(self.process.pid, "the keeper", 10)
+        finally:
+            if self.process is not None:
+                self.process.kill()
+                self.process.wait(10)
         left = [p for p in (*self.machines(), *self.half_made()) if p.exists()]
         assert not left, f"the pool still holds {left}"
 
