@@ -18,10 +18,7 @@ import struct
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Iterator
-else:  # without the enumerations that the library wraps it in
-    import _signal as signal
 
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -377,11 +374,6 @@ def fork() -> int:
 def pidfd_open(pid: int) -> int:
     """A descriptor of process ``pid``, readable when it ends."""
     return os.pidfd_open(pid)
-
-
-def pidfd_send_signal(pidfd: int, signum: int) -> None:
-    """Send a signal to the very process that ``pidfd`` stands for."""
-    signal.pidfd_send_signal(pidfd, signum)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
