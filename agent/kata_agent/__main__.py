@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from kata_agent import boot, features, log
+from kata_agent import boot, devicefilter, features, log
 from kata_agent.boot import Clock
 from kata_agent.channel import Channel
 from kata_agent.linux import syscalls as sc
@@ -76,6 +76,7 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
     if settings.is_guest:
         # The balloon, the entropy device: nothing waits for them, and a container may be waiting for the processor.
         loop.after(_DRIVERS_AFTER, sandbox.find_drivers)
+        devicefilter.preload()
     # What lives now lives for ever: children need not copy its pages because a collector marks objects in them.
     gc.collect()
     gc.freeze()

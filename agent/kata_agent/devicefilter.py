@@ -16,12 +16,13 @@ from collections.abc import Iterable, Sequence
 from kata_agent import log
 from kata_agent.devices import DeviceNode
 from kata_agent.errors import invalid
-from kata_agent.linux import syscalls as sc
+from kata_agent.linux import bpf
 from kata_agent.protocol import oci_pb2
 
 _TYPE_BLOCK, _TYPE_CHAR = 1, 2
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _MAX_RULES = 512
+_MAX_LOADED = 16  # programs
 
 # Opcodes of eBPF (kernel: Documentation/bpf/instruction-set.rst).
 _LDX_W, _ALU32_AND, _ALU32_RSH, _MOV32, _MOV_IMM, _EXIT = 0x61, 0x54, 0x74, 0xBC, 0xB7, 0x95
@@ -39,6 +40,11 @@ class Rule:
         self.major = major
         self.minor = minor
         self.access = access
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for rules that mean the same."""
+        return self.allow, self.kind, self.major, self.minor, frozenset(self.access)
 
 
 #: What every container may use, whatever its rules (config-linux.md, "Default Devices").
@@ -94,7 +100,8 @@ def program(rules: Sequence[Rule]) -> bytes:
     """The BPF program: the last rule that matches decides, nothing matches = denied.
 
     An allow rule matches when it covers all of the access that is asked for, a
-    deny rule when it covers any of it.
+    deny rule when it covers any of it.  Equal rules mean the same as the last
+    of them, so that engines which spell the defaults out get the same program.
     """
     code = [
         _insn(_LDX_W, 2, 1, 0),  # r2 = type | access << 16
@@ -104,7 +111,7 @@ def program(rules: Sequence[Rule]) -> bytes:
         _insn(_LDX_W, 4, 1, 4),  # r4 = major
         _insn(_LDX_W, 5, 1, 8),  # r5 = minor
     ]
-    for rule in reversed(rules):
+    for rule in {rule.key: rule for rule in reversed(rules)}.values():
         code += _rule(rule)
         if rule.kind == "a" and rule.major < 0 and rule.minor < 0 and set(rule.access) == set(_ACCESS):
             break  # nothing comes past it; the verifier refuses code that cannot be reached
@@ -137,16 +144,39 @@ def _insn(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, imm: int = 0
     return struct.pack("=BBhi", opcode, dst | src << 4, offset, imm)
 
 
+#: Programs that the kernel holds for containers to come.  It verifies and compiles a program when it is loaded,
+#: which takes an emulated processor longer than all else at a container's cgroup.
+_loaded: dict[bytes, int] = {}
+
+
+def load(code: bytes) -> int:
+    """Descriptor of the program ``code``, which stays ours."""
+    fd = _loaded.pop(code, -1)
+    if fd < 0:
+        fd = bpf.load(bpf.BPF_PROG_TYPE_CGROUP_DEVICE, code, "kata_devices")
+    _loaded[code] = fd
+    if len(_loaded) > _MAX_LOADED:
+        os.close(_loaded.pop(next(iter(_loaded))))
+    return fd
+
+
+def preload() -> None:
+    """Load what a container without rules of its own gets.
+
+    A template has it then, and with it the 2 MiB that the kernel fills when the
+    first program is compiled: each clone would have them of its own.
+    """
+    try:
+        load(program(DEFAULTS))
+    except OSError as error:
+        log.debug(f"device rules: {error.strerror}")  # the first container says it louder
+
+
 def attach(cgroup: str, rules: Sequence[Rule]) -> None:
     """Make ``rules`` the device rules of a cgroup; a kernel without BPF gets a warning."""
     fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        loaded = sc.bpf_prog_load(sc.BPF_PROG_TYPE_CGROUP_DEVICE, program(rules), "kata_devices")
-        try:
-            # Without BPF_F_ALLOW_MULTI a later program takes the place of this one.
-            sc.bpf_prog_attach(fd, loaded, sc.BPF_CGROUP_DEVICE)
-        finally:
-            os.close(loaded)
+        bpf.attach(fd, load(program(rules)), bpf.BPF_CGROUP_DEVICE)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
             raise

@@ -188,6 +188,12 @@ def test_program_does_what_the_rules_say(rules: list[Rule], kind: str, access: i
     assert allowed(rules, kind, access, major, minor) is expected
 
 
+def test_rules_that_spell_the_defaults_out_make_the_same_program() -> None:
+    """So the program that was loaded beforehand serves."""
+    spelled = [Rule(False, "a", -1, -1, "rwm"), *devicefilter.DEFAULTS[::-1], *devicefilter.DEFAULTS]
+    assert devicefilter.program(spelled) == devicefilter.program(devicefilter.DEFAULTS)
+
+
 def test_without_rules_a_container_may_use_what_it_gets() -> None:
     from kata_agent.devices import DeviceNode
 

@@ -161,7 +161,7 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_LOWER = 3
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
-# --- seccomp, bpf ----------------------------------------------------------------
+# --- seccomp ---------------------------------------------------------------------
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_GET_ACTION_AVAIL = 2
 SECCOMP_FILTER_FLAG_TSYNC = 1
@@ -169,15 +169,6 @@ SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
-
-BPF_PROG_LOAD = 5
-BPF_PROG_ATTACH = 8
-BPF_PROG_DETACH = 9
-BPF_PROG_GET_FD_BY_ID = 13
-BPF_PROG_QUERY = 16
-BPF_PROG_TYPE_CGROUP_DEVICE = 15
-BPF_CGROUP_DEVICE = 6
-BPF_F_ALLOW_MULTI = 2
 
 # --- scheduling ------------------------------------------------------------------
 IOPRIO_WHO_PROCESS = 1
@@ -236,7 +227,7 @@ def _check(result: int, call: str, *paths: Path | None) -> int:
     raise OSError(code, f"{call}: {os.strerror(code)}", first, None, second)
 
 
-def _sys(call: str, *args: object, about: Path | None = None) -> int:
+def invoke(call: str, *args: object, about: Path | None = None) -> int:
     """The system call ``call``; ints become longs, bytes pointers."""
     number = _NEW.get(call)
     if number is None:
@@ -301,12 +292,12 @@ def pivot_root(new_root: Path, put_old: Path) -> None:
 
 def open_tree(dirfd: int, path: Path, flags: int = OPEN_TREE_CLOEXEC) -> int:
     """A descriptor of a mount, or (OPEN_TREE_CLONE) of a detached copy; add AT_RECURSIVE for submounts."""
-    return _sys("open_tree", dirfd, _path(path), flags | OPEN_TREE_CLOEXEC, about=path)
+    return invoke("open_tree", dirfd, _path(path), flags | OPEN_TREE_CLOEXEC, about=path)
 
 
 def move_mount(from_fd: int, from_path: Path, to_fd: int, to_path: Path, flags: int = 0) -> None:
     """Attach a detached mount, or move one; MOVE_MOUNT_{F,T}_EMPTY_PATH use the descriptors themselves."""
-    _sys("move_mount", from_fd, _path(from_path), to_fd, _path(to_path), flags, about=to_path or from_path or None)
+    invoke("move_mount", from_fd, _path(from_path), to_fd, _path(to_path), flags, about=to_path or from_path or None)
 
 
 def mount_setattr(
@@ -319,29 +310,29 @@ def mount_setattr(
     :param userns_fd: user namespace of MOUNT_ATTR_IDMAP.
     """
     attr = struct.pack("=QQQQ", attr_set, attr_clr, propagation, userns_fd)
-    _sys("mount_setattr", dirfd, _path(path), flags, attr, len(attr), about=path or None)
+    invoke("mount_setattr", dirfd, _path(path), flags, attr, len(attr), about=path or None)
 
 
 def fsopen(fstype: str, flags: int = 1) -> int:
     """A configuration context for a new file system (flag 1 = close-on-exec)."""
-    return _sys("fsopen", fstype.encode(), flags, about=fstype)
+    return invoke("fsopen", fstype.encode(), flags, about=fstype)
 
 
 def fsconfig(fd: int, cmd: int, key: str | None = None, value: str | bytes | None = None, aux: int = 0) -> None:
     """One FSCONFIG_* step of an :func:`fsopen` context."""
     raw = value.encode() if isinstance(value, str) else value
-    _sys("fsconfig", fd, cmd, key.encode() if key is not None else None, raw, aux, about=key)
+    invoke("fsconfig", fd, cmd, key.encode() if key is not None else None, raw, aux, about=key)
 
 
 def fsmount(fd: int, attrs: int = 0, flags: int = 1) -> int:
     """The detached mount of a created file system context; ``attrs`` are MOUNT_ATTR_*."""
-    return _sys("fsmount", fd, flags, attrs)
+    return invoke("fsmount", fd, flags, attrs)
 
 
 def openat2(dirfd: int, path: Path, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2): open with RESOLVE_* limits on how the path is walked."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    return _sys("openat2", dirfd, _path(path), how, len(how), about=path)
+    return invoke("openat2", dirfd, _path(path), how, len(how), about=path)
 
 
 def statfs_type(target: Path | int) -> int:
@@ -378,7 +369,7 @@ def pidfd_open(pid: int) -> int:
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """A copy of descriptor ``fd`` of another process."""
-    return _sys("pidfd_getfd", pidfd, fd, 0)
+    return invoke("pidfd_getfd", pidfd, fd, 0)
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
@@ -425,7 +416,7 @@ def personality(persona: int) -> int:
 
 def ioprio_set(pid: int, io_class: int, level: int) -> None:
     """I/O class (IOPRIO_CLASS_*) and level 0..7 of a process; pid 0 = this one."""
-    _sys("ioprio_set", IOPRIO_WHO_PROCESS, pid, io_class << 13 | level)
+    invoke("ioprio_set", IOPRIO_WHO_PROCESS, pid, io_class << 13 | level)
 
 
 def sched_setattr(
@@ -434,7 +425,7 @@ def sched_setattr(
 ) -> None:
     """Scheduling policy and attributes; runtime, deadline and period in nanoseconds."""
     attr = struct.pack("=IIQiIQQQ", 48, policy, flags, nice, priority, runtime, deadline, period)
-    _sys("sched_setattr", pid, attr, 0)
+    invoke("sched_setattr", pid, attr, 0)
 
 
 def seccomp_set_filter(program: bytes, flags: int = 0) -> int:
@@ -446,55 +437,26 @@ def seccomp_set_filter(program: bytes, flags: int = 0) -> int:
         raise ValueError("a seccomp program is 1 to 4096 instructions of 8 bytes")
     buffer = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    return _sys("seccomp", SECCOMP_SET_MODE_FILTER, flags, fprog)
+    return invoke("seccomp", SECCOMP_SET_MODE_FILTER, flags, fprog)
 
 
 def seccomp_action_available(action: int) -> bool:
     """Whether the kernel knows the SECCOMP_RET_* ``action``."""
     try:
-        _sys("seccomp", SECCOMP_GET_ACTION_AVAIL, 0, struct.pack("=I", action))
+        invoke("seccomp", SECCOMP_GET_ACTION_AVAIL, 0, struct.pack("=I", action))
     except OSError:
         return False
     return True
 
 
-def bpf(cmd: int, attr: bytes) -> int:
-    """bpf(2) with ``attr`` as its union; pointers inside are the caller's."""
-    return _sys("bpf", cmd, ctypes.create_string_buffer(attr, len(attr)), len(attr))
-
-
-def bpf_prog_load(prog_type: int, instructions: bytes, name: str = "", licence: str = "GPL") -> int:
-    """Load an eBPF program (8 bytes an instruction); the verifier's words are in the error."""
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence_text = ctypes.create_string_buffer(licence.encode())
-    log = ctypes.create_string_buffer(65536)
-    attr = struct.pack("=IIQQIIQII16s", prog_type, len(instructions) // 8, ctypes.addressof(code),
-                       ctypes.addressof(licence_text), 1, len(log), ctypes.addressof(log), 0, 0, name.encode()[:15])
-    try:
-        return bpf(BPF_PROG_LOAD, attr)
-    except OSError as error:
-        lines = [text for text in log.value.decode(errors="replace").splitlines() if not text.startswith("processed ")]
-        raise OSError(error.errno, " - ".join([error.strerror or "bpf", *lines[-1:]])) from None
-
-
-def bpf_prog_attach(target_fd: int, prog_fd: int, attach_type: int, flags: int = 0) -> None:
-    """Attach a program to a cgroup directory."""
-    bpf(BPF_PROG_ATTACH, struct.pack("=IIII", target_fd, prog_fd, attach_type, flags))
-
-
-def bpf_prog_detach(target_fd: int, prog_fd: int, attach_type: int) -> None:
-    """Undo :func:`bpf_prog_attach`."""
-    bpf(BPF_PROG_DETACH, struct.pack("=III", target_fd, prog_fd, attach_type))
-
-
 def join_session_keyring(name: str | None = None) -> int:
     """Join (or make) the session keyring ``name``, None for an anonymous one; its serial number."""
-    return _sys("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode() if name is not None else None, 0, 0, 0)
+    return invoke("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name.encode() if name is not None else None, 0, 0, 0)
 
 
 def keyctl_setperm(key: int, permissions: int) -> None:
     """Set the permission bits of a key."""
-    _sys("keyctl", KEYCTL_SETPERM, key, permissions, 0, 0)
+    invoke("keyctl", KEYCTL_SETPERM, key, permissions, 0, 0)
 
 
 # --- the machine -----------------------------------------------------------------
@@ -502,7 +464,7 @@ def keyctl_setperm(key: int, permissions: int) -> None:
 
 def finit_module(fd: int, parameters: str = "", flags: int = 0, name: Path | None = None) -> None:
     """Load the kernel module open at ``fd``; ``name`` is for the error only."""
-    _sys("finit_module", fd, parameters.encode(), flags, about=name)
+    invoke("finit_module", fd, parameters.encode(), flags, about=name)
 
 
 def reboot(command: int) -> None:
