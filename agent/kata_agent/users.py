@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,16 +39,13 @@ def _entries(path: str, fields: int) -> Iterator[list[str]]:
 
 
 def _read(path: str) -> bytes:
-    """A file's first bytes.  open() and read() of a file object would ask the host five times more."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    """A file's first bytes; unbuffered, as each look at the file is a message to the host."""
+    with open(path, "rb", buffering=0) as file:
         data = b""
         # A read that comes back short has met the end: 9p asks on until then.
-        while len(piece := os.read(fd, _CHUNK)) == _CHUNK and len(data) < _MAX_FILE:
+        while len(piece := file.read(_CHUNK)) == _CHUNK and len(data) < _MAX_FILE:
             data += piece
         return data + piece
-    finally:
-        os.close(fd)
 
 
 def _number(text: str) -> int | None:
