@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from abc import ABC, abstractmethod
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -107,8 +108,58 @@ class _Channel(asyncio.BufferedProtocol):
         await self._room.wait()
 
 
-class AgentClient:
-    """A connection to the agent.
+class Agent(ABC):
+    """An agent, whatever carries requests to it."""
+
+    @abstractmethod
+    async def connect(self) -> None:
+        """Wait for the agent as long as the caller lets it.
+
+        :raise ChannelClosed: the machine's end is gone.
+        """
+
+    @abstractmethod
+    async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None = TIMEOUT) -> bytes:
+        """One request and its reply, both serialized.
+
+        :param timeout: seconds; None for requests that wait for an event.
+        :raise GuestError: the agent refused.
+        :raise ChannelClosed: the channel broke.
+        :raise NoAnswer: not in time.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the connection; the machine's end stays."""
+
+    async def call(self, service: str, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """:meth:`call_raw` with messages; the reply is of the class that the service names."""
+        payload = await self.call_raw(service, method, request.SerializeToString(), timeout)
+        try:
+            return METHODS[service, method].response.FromString(payload)
+        except DecodeError as e:
+            raise VmError(f"the agent's answer to {method} cannot be read") from e
+
+    async def agent(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """An rpc of ``grpc.AgentService``."""
+        return await self.call("grpc.AgentService", method, request, timeout)
+
+    async def guest(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
+        """An rpc of ``kata.v1.Guest``."""
+        return await self.call("kata.v1.Guest", method, request, timeout)
+
+    async def check(self, timeout: float = TIMEOUT) -> None:
+        """``grpc.Health.Check``.
+
+        :raise VmError: the agent is not serving.
+        """
+        reply = await self.call("grpc.Health", "Check", health_pb2.CheckRequest(), timeout)
+        if reply.status != health_pb2.HealthCheckResponse.SERVING:
+            raise VmError("the agent in the guest is not serving")
+
+
+class AgentClient(Agent):
+    """A connection to our agent: ttRPC.
 
     The channel is a byte pipe that outlives its host end, so a new end first
     resynchronises: a token that only host and agent know, then a RESET frame
@@ -123,10 +174,7 @@ class AgentClient:
         self._channel: _Channel | None = None
 
     async def connect(self) -> None:
-        """Connect and resynchronise; waits for the agent as long as the caller lets it.
-
-        :raise ChannelClosed: the machine's end is gone.
-        """
+        """Connect and resynchronise."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.connect(self.path)
@@ -142,13 +190,6 @@ class AgentClient:
             raise ChannelClosed("the guest's end of the agent channel closed before the agent answered")
 
     async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None = TIMEOUT) -> bytes:
-        """One request and its reply, both serialized.
-
-        :param timeout: seconds; None for requests that wait for an event.
-        :raise GuestError: the agent refused.
-        :raise ChannelClosed: the channel broke.
-        :raise NoAnswer: not in time.
-        """
         channel = self._channel
         if channel is None or channel.transport is None or channel.closed.is_set():
             raise ChannelClosed("the agent channel is closed")
@@ -177,31 +218,6 @@ class AgentClient:
         if response.status.code:
             raise GuestError(printable(response.status.message) or f"{method} failed", code=response.status.code)
         return response.payload
-
-    async def call(self, service: str, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
-        """:meth:`call_raw` with messages; the reply is of the class that the service names."""
-        payload = await self.call_raw(service, method, request.SerializeToString(), timeout)
-        try:
-            return METHODS[service, method].response.FromString(payload)
-        except DecodeError as e:
-            raise VmError(f"the agent's answer to {method} cannot be read") from e
-
-    async def agent(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
-        """An rpc of ``grpc.AgentService``."""
-        return await self.call("grpc.AgentService", method, request, timeout)
-
-    async def guest(self, method: str, request: Message, timeout: float | None = TIMEOUT) -> Any:
-        """An rpc of ``kata.v1.Guest``."""
-        return await self.call("kata.v1.Guest", method, request, timeout)
-
-    async def check(self, timeout: float = TIMEOUT) -> None:
-        """``grpc.Health.Check``.
-
-        :raise VmError: the agent is not serving.
-        """
-        reply = await self.call("grpc.Health", "Check", health_pb2.CheckRequest(), timeout)
-        if reply.status != health_pb2.HealthCheckResponse.SERVING:
-            raise VmError("the agent in the guest is not serving")
 
     async def close(self) -> None:
         if self._channel is not None and self._channel.transport is not None:

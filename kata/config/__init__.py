@@ -133,6 +133,8 @@ class Settings:
             extra["notes"] = tuple(self.notes)
         config = replace(RuntimeConfig(), **values, extra=extra, sources=tuple(self.sources))
         self._cross_check(config)
+        if config.agent_transport != "ttrpc":
+            config = replace(config, template=False)
         return config
 
     def _take(self, name: str, key: Key, value: Any, place: str) -> None:
@@ -185,6 +187,11 @@ class Settings:
         if "accel=" in config.machine_accelerators:
             raise error("machine_accelerators", "machine_accelerators cannot choose the accelerator",
                         "use the key accelerator")
+        if config.agent_transport != "ttrpc":
+            for field, name in (("template", "enable_template"), ("pool_size", "vm_cache_number")):
+                if self.values.get(field):
+                    raise error(field, f"{name} needs our agent, and transport is {config.agent_transport!r}",
+                                "a Kata 1.x agent cannot make a clone distinct; remove one")
         reserved = [p for p in config.kernel_params if p.startswith("agent.channel_token")]
         if reserved:
             raise error("kernel_params", f"kernel_params: {reserved[0]!r} is set by the runtime itself", "remove it")

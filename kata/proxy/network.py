@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from kata.agent_client import AgentClient
+from kata.agent_client import Agent
 from kata.contract import SandboxPlan
 from kata.errors import HostError, KataError
 from kata.network import wire
@@ -35,7 +35,7 @@ class Network:
     after or while containers run, arrives as rtnetlink events.
     """
 
-    def __init__(self, plan: SandboxPlan, machine: Machine, agent: AgentClient, record: SandboxRecord) -> None:
+    def __init__(self, plan: SandboxPlan, machine: Machine, agent: Agent, record: SandboxRecord) -> None:
         self.plan = plan
         self.machine = machine
         self.agent = agent

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from kata import cgroups, state
-from kata.agent_client import AgentClient, ChannelClosed
+from kata.agent_client import Agent, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.errors import GuestError, HostError, InUse, KataError, NotFound, VmError
 from kata.proxy import convert
@@ -36,7 +36,7 @@ class Sandbox:
     """The engine of one sandbox.  ``ready`` is done once containers can be made."""
 
     def __init__(self, directory: str, plan: SandboxPlan, record: SandboxRecord, machine: Machine,
-                 agent: AgentClient, share: ShareRoot, cloned: bool = False, resuming: bool = False,
+                 agent: Agent, share: ShareRoot, cloned: bool = False, resuming: bool = False,
                  pooled: bool = False) -> None:
         self.directory = directory
         self.plan = plan
@@ -55,6 +55,11 @@ class Sandbox:
         self.tasks: set[asyncio.Task[None]] = set()
         self.phases: deque[tuple[float, str]] = deque(maxlen=MAX_PHASES)  #: when, by the monotonic clock, and what
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def reach(self) -> Agent:
+        """The agent, once there are containers to be made."""
+        await asyncio.shield(self.ready)
+        return self.agent
 
     def phase(self, name: str) -> None:
         """Note that a phase is over, for ``kata --timings``."""
@@ -395,6 +400,7 @@ class Sandbox:
         for task in list(self.tasks):
             task.cancel()
         await self.network.stop()
+        await self.agent.close()
         for name in ("channel.sock", "qmp.sock"):
             if os.path.exists(f"{self.directory}/{name}"):
                 os.unlink(f"{self.directory}/{name}")

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata import state, template
-from kata.agent_client import AgentClient
+from kata.agent_client import Agent, AgentClient
 from kata.errors import HostError, KataError
 from kata.proxy.boot import BringUp, bring_up, take_over, warm_up
 from kata.proxy.control import Connection, Server
-from kata.proxy.grpc_gate import AgentSocket
 from kata.proxy.log import log
 from kata.proxy.logs import BoundedLogs
 from kata.proxy.ops import Operations
@@ -22,6 +21,7 @@ from kata.proxy.record import SandboxRecord
 from kata.proxy.sandbox import Sandbox
 from kata.spawn import stop
 from kata.storage.special import SpecialFiles
+from kata.transport.grpc_gate import AgentSocket
 from kata.vm.machine import Machine
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     if start.template is not None and not await _restored(start, machine):
         machine = Machine(start.machine, start.pid, start.directory)
         record = SandboxRecord(start.directory)
-    agent = AgentClient(f"{start.directory}/channel.sock", start.token)
+    agent = _agent(start)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
                       cloned=start.template is not None, resuming=how is take_over, pooled=how is warm_up)
     sandbox.phases.extend(start.phases)
@@ -85,7 +85,7 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     server = Server(listener, operations)
     sandbox.spawn(sandbox.watch_machine())
     sandbox.spawn(bring_up(sandbox, how))
-    agent_socket = AgentSocket(f"{start.directory}/agent.sock", sandbox)
+    agent_socket = AgentSocket(f"{start.directory}/agent.sock", sandbox.reach, log)
     # What lives from here to the end is not worth the collector's time.
     gc.freeze()
     await operations.finished.wait()
@@ -94,6 +94,16 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     await _drain(server)
     await sandbox.close()
     logs.close()
+
+
+def _agent(start: Start) -> Agent:
+    """The client for the agent that the guest holds."""
+    channel = f"{start.directory}/channel.sock"
+    if start.plan.agent_transport == "ttrpc":
+        return AgentClient(channel, start.token)
+    from kata.transport.kata1 import Kata1Client  # gRPC is heavy
+
+    return Kata1Client(channel, f"{start.directory}/yamux.sock", log)
 
 
 def _follow_special_files(pid: int) -> None:

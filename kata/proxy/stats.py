@@ -6,11 +6,11 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 
-from kata.agent_client import AgentClient
+from kata.agent_client import Agent
 from kata_agent.protocol import agent_pb2, guest_pb2
 
 
-async def container(agent: AgentClient, container_id: str) -> dict[str, Any]:
+async def container(agent: Agent, container_id: str) -> dict[str, Any]:
     """``data`` of a stats event (libcontainer's types.Stats)."""
     reply = await agent.agent("StatsContainer", agent_pb2.StatsContainerRequest(container_id=container_id))
     more = await agent.guest("ContainerStats", guest_pb2.ContainerId(container_id=container_id))
@@ -69,7 +69,7 @@ def _blkio(entry: agent_pb2.BlkioStatsEntry) -> dict[str, Any]:
     return {"major": entry.major, "minor": entry.minor, "op": entry.op, "value": entry.value}
 
 
-async def guest(agent: AgentClient) -> dict[str, Any]:
+async def guest(agent: Agent) -> dict[str, Any]:
     """Kernel, agent, memory (bytes), processors and boot phases (nanoseconds) of the guest."""
     reply = await agent.guest("GuestStatus", Empty())
     return {

@@ -31,13 +31,14 @@ LAYERS = [
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
-    ["kata.agent_client", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown", "kata.revive", "kata.pool",
-     "kata.sandbox"],
+    ["kata.agent_client", "kata.transport", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown",
+     "kata.revive", "kata.pool", "kata.sandbox"],
     # 5: programs
     ["kata.cli", "kata.shim", "kata.proxy", "kata_clear.verbs", "kata_runv.verbs"],
 ]
 #: Imports within a layer, and why.
 BESIDE = {
+    ("kata.transport", "kata.agent_client"): "one interface to all agents",
     ("kata.log", "kata.jsontext"): "a line may be JSON",
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
     ("kata.joining", "kata.network"): "a sandbox is found by its network namespace",
@@ -62,14 +63,14 @@ BACKENDS = {"kata.errors", "kata.record", "kata.contract", "kata.oci", "kata.con
 #: Heavy or dangerous module -> units that may import it.
 GATES = {
     "stevedore": {"kata.loader"},
-    "grpc": {"kata.proxy.grpc_gate"},
+    "grpc": {"kata.transport.grpc_gate"},
     "qemu": {"kata.vm.qmp"},
     "tomli": {"kata.config.document"},
     "tomllib": set(),
     "tomlkit": {"kata.config.hostfile"},
-    "google": {"kata.agent_client", "kata.proxy", "kata_agent"},
-    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata_agent"},
-    "asyncio": {"kata.agent_client", "kata.proxy", "kata.vm"},
+    "google": {"kata.agent_client", "kata.proxy", "kata.transport", "kata_agent"},
+    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata.transport", "kata_agent"},
+    "asyncio": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.vm"},
     "subprocess": {"kata.process"},
     "multiprocessing": set(),
     "click": {"kata.cli"},
