@@ -202,7 +202,6 @@ def cpu_seconds(pid: int) -> float:
 
 def start_machine(folder: str):  # type: ignore[no-untyped-def]
     """QEMU as the configuration plans it, this file in its initrd; its channel is ``folder/channel``."""
-    import dataclasses
     import json
     import pathlib
     import subprocess
@@ -212,6 +211,7 @@ def start_machine(folder: str):  # type: ignore[no-untyped-def]
     from kata.assets import cpio
     from kata.contract import MachinePlan
     from kata.planjson import from_json
+    from kata.record import replace
     from kata.vm.argv import Endpoints, qemu_argv
 
     config = {"ociVersion": "1.0.2", "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
@@ -228,8 +228,8 @@ def start_machine(folder: str):  # type: ignore[no-untyped-def]
     cpio.pack(pathlib.Path(f"{folder}/tree"), pathlib.Path(f"{folder}/extra.cpio"))
     initrd = plan.initrd or "/var/lib/kata/assets/selected/initrd"
     cpio.join([pathlib.Path(initrd), pathlib.Path(f"{folder}/extra.cpio")], pathlib.Path(f"{folder}/initrd"))
-    plan = dataclasses.replace(plan, initrd=f"{folder}/initrd", image="",
-                               kernel_params=(*plan.kernel_params, "rdinit=/portspeed"))
+    plan = replace(plan, initrd=f"{folder}/initrd", image="",
+                   kernel_params=(*plan.kernel_params, "rdinit=/portspeed"))
     os.makedirs(f"{folder}/share")
     channel, qmp = wire.listening_socket(f"{folder}/channel"), wire.listening_socket(f"{folder}/qmp")
     for sock in (channel, qmp):
