@@ -124,7 +124,7 @@ def follow(
 
     timer = threading.Timer(timeout, kill)
     timer.start()
-    said: deque[str] = deque(maxlen=2 * LAST_LINES)
+    said: deque[str] = deque(maxlen=4 * LAST_LINES)  # jobs that run at once go on after the one that failed
     try:
         assert process.stdout is not None
         with process.stdout as output:

@@ -124,7 +124,7 @@ def _check(config: str, wanted: Sequence[options.Option]) -> None:
 
 def _follow(argv: Sequence[str], progress: Progress) -> None:
     env = {**os.environ, **ENVIRONMENT}
-    follow(argv, _reporter(progress), timeout=TIMEOUT, env=env, hint="build.log shows the compiler's output")
+    follow(argv, _reporter(progress), timeout=TIMEOUT, env=env)
 
 
 def _reporter(progress: Progress) -> Callable[[str], None]:
