@@ -27,7 +27,7 @@ LAYERS = [
      "kata.process", "kata.spawn", "kata.table", "kata.personality"],
     # 2: one host facility each
     ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
-     "kata.hooks", "kata.template", "kata.joining"],
+     "kata.hooks", "kata.template", "kata.joining", "kata.machineplan", "kata.pods"],
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
@@ -58,6 +58,7 @@ BESIDE = {
 }
 #: What a backend may import of the project: policy needs no machinery.
 BACKENDS = {"kata.errors", "kata.record", "kata.contract", "kata.oci", "kata.config", "kata.guestspec",
+            "kata.machineplan", "kata.pods",
             "kata.personality", "kata.table", "kata.log"}
 
 #: Heavy or dangerous module -> units that may import it.

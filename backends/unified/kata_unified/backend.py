@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from kata import machineplan, pods
 from kata.config import Settings, check_assets, kata1
 from kata.contract import (
     Backend,
@@ -21,8 +22,8 @@ from kata.contract import (
 )
 from kata.errors import ConfigError
 from kata.guestspec import container_plan, memory_of, vcpus_of
+from kata.machineplan import Size
 from kata.oci import Bundle
-from kata_unified import machine, pods
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
@@ -60,12 +61,15 @@ class UnifiedBackend(Backend):
         return config
 
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
-        size = machine.Size.of(config, options)
-        plan = machine.plan(config, options, size, vcpus_of(bundle.resources), memory_of(bundle.resources))
+        vcpus = machineplan.default_vcpus(config, options.host_cpus)
+        plan = machineplan.plan(config, options, machineplan.boot(config, options), Size(
+            vcpus=vcpus + vcpus_of(bundle.resources),
+            max_vcpus=max(vcpus, min(config.default_maxvcpus or options.host_cpus, options.host_cpus)),
+            memory=config.default_memory + memory_of(bundle.resources),
+            max_memory=max(config.default_memory, options.host_memory)))
         templates = config.template and not plan.image
         return SandboxPlan(
-            id=bundle.id, flavor=self.name, machine=plan,
-            base_vcpus=size.default_vcpus, base_memory=size.default_memory,
+            id=bundle.id, flavor=self.name, machine=plan, base_vcpus=vcpus, base_memory=config.default_memory,
             boot="pool" if config.pool_size else "template" if templates else "cold",
             template_path=config.template_path if templates else "", agent_transport=config.agent_transport,
             boot_timeout=config.boot_timeout, hostname=bundle.hostname,
@@ -83,5 +87,6 @@ class UnifiedBackend(Backend):
 
     def plan_resize(self, config: RuntimeConfig, containers: Sequence[Mapping[str, object]]) -> ResizePlan:
         """Default plus all limits; the engine keeps it within the machine's maximum."""
-        return ResizePlan(vcpus=machine.default_vcpus(config, os.cpu_count() or 1) + sum(map(vcpus_of, containers)),
+        return ResizePlan(vcpus=machineplan.default_vcpus(config, os.cpu_count() or 1)
+                          + sum(map(vcpus_of, containers)),
                           memory=config.default_memory + sum(map(memory_of, containers)))

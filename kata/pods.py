@@ -7,7 +7,7 @@ from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 class Convention(Record):
@@ -20,19 +20,18 @@ class Convention(Record):
 
 
 #: containerd; CRI-O, whose names podman uses for its pods too; dockershim.
-CONVENTIONS = (
-    Convention("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id", "sandbox", "container"),
-    Convention("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID", "sandbox", "container"),
-    Convention("io.kubernetes.docker.type", "io.kubernetes.sandbox.id", "podsandbox", "container"),
-)
+CONTAINERD = Convention("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id", "sandbox", "container")
+CRIO = Convention("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID", "sandbox", "container")
+DOCKERSHIM = Convention("io.kubernetes.docker.type", "io.kubernetes.sandbox.id", "podsandbox", "container")
 
 
-def sandbox_of(annotations: Mapping[str, str]) -> tuple[str, str]:
+def sandbox_of(annotations: Mapping[str, str],
+               conventions: Sequence[Convention] = (CONTAINERD, CRIO, DOCKERSHIM)) -> tuple[str, str]:
     """``(role, sandbox id)``; the id is "" for a container that gets a sandbox of its own.
 
     :raise BundleError: an unknown type, or a container without its sandbox's id.
     """
-    for names in CONVENTIONS:
+    for names in conventions:
         kind = annotations.get(names.kind)
         if kind is None:
             continue

@@ -1,4 +1,8 @@
-"""The unified flavor's machine: accelerator, processor, size and kernel command line."""
+"""What every flavor's machine has in common: accelerator, processor, kernel command line, and what boots.
+
+A flavor decides sizes, the machine's type and whether an image or an initrd
+boots; the rest follows from QEMU and from our guest, and is here once.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +29,24 @@ TCG_PARAMS = ("mitigations=off", "init_on_alloc=0")
 
 
 class Size(Record):
-    """Bounds of a machine: vCPUs and MiB."""
+    """A machine's size before and after its containers: vCPUs and MiB."""
 
-    default_vcpus: int
+    vcpus: int
     max_vcpus: int
-    default_memory: int
+    memory: int
     max_memory: int
 
-    @classmethod
-    def of(cls, config: RuntimeConfig, options: InvocationOptions) -> Size:
-        vcpus = default_vcpus(config, options.host_cpus)
-        return cls(vcpus, max(vcpus, min(config.default_maxvcpus or options.host_cpus, options.host_cpus)),
-                   config.default_memory, max(config.default_memory, options.host_memory))
+
+class Boot(Record):
+    """Paths of what boots.  ``initrd`` beside an ``image`` loads the modules for its disk."""
+
+    kernel: str
+    initrd: str
+    image: str
 
 
 def default_vcpus(config: RuntimeConfig, host_cpus: int) -> int:
-    """Kata's rule: below 0, or more than there are, is all of the host's; 0 is one."""
+    """Clear's and Kata's rule: below 0, or more than there are, is all of the host's; 0 is one."""
     if config.default_vcpus < 0:
         return host_cpus
     return min(config.default_vcpus or 1, host_cpus)
@@ -49,25 +55,40 @@ def default_vcpus(config: RuntimeConfig, host_cpus: int) -> int:
 def hotplug_ports(config: RuntimeConfig) -> int:
     """Ports for devices that come later.
 
-    Kata's bridges take many devices each; a port takes one, so a bridge counts
-    for four ports.
+    Clear's and Kata's bridges take many devices each; a port takes one, so a
+    bridge counts for four ports.  A pc needs none: its own bus takes devices.
     """
     root_ports: int = config.extra.get("pcie_root_port", 0)
     return min(max(4 + 4 * config.default_bridges, root_ports), MAX_PORTS)
 
 
-def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: int, memory: int) -> MachinePlan:
-    """The machine for a sandbox whose first container adds ``vcpus`` and ``memory`` (MiB).
+def boot(config: RuntimeConfig, options: InvocationOptions, *, prefer_image: bool = False) -> Boot:
+    """What is configured, and else the store's initrd (``prefer_image``: its image), and else the other.
 
-    :raise ConfigError: there is no kernel or no guest image, or KVM is asked for and cannot be used.
+    :raise ConfigError: there is no kernel, or nothing that it could boot.
     """
-    accelerator = _accelerator(config, options)
     kernel = config.kernel or options.kernel_asset
     if not kernel:
-        raise ConfigError("there is no guest kernel", "run `kata image build`, or set kernel in [hypervisor.qemu]")
-    image, initrd = _root(config, options)
+        raise ConfigError("there is no guest kernel", "run `kata image build`, or name one in the configuration")
+    if config.image:
+        return Boot(kernel, options.boot_initrd_asset, config.image)
+    if config.initrd:
+        return Boot(kernel, config.initrd, "")
+    if options.image_asset and (prefer_image or not options.initrd_asset):
+        return Boot(kernel, options.boot_initrd_asset, options.image_asset)
+    if options.initrd_asset:
+        return Boot(kernel, options.initrd_asset, "")
+    raise ConfigError("there is no guest image", "run `kata image build`, or name an initrd or image in the configuration")
+
+
+def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: Size) -> MachinePlan:
+    """The machine of a new sandbox.
+
+    :raise HostError: KVM is asked for and cannot be used.
+    """
+    accelerator = _accelerator(config, options)
     params = [*KERNEL_PARAMS, *(TCG_PARAMS if accelerator == "tcg" else ()), *_clock(accelerator, options)]
-    if image:
+    if source.image:
         params += ["root=/dev/vda", "ro"]
     if config.debug_agent:
         params.append("agent.log=debug")
@@ -76,11 +97,10 @@ def plan(config: RuntimeConfig, options: InvocationOptions, size: Size, vcpus: i
     return MachinePlan(
         qemu_path=config.qemu_path, machine_type=config.machine_type, machine_options=config.machine_accelerators,
         accelerator=accelerator, cpu=",".join(filter(None, (CPU[accelerator], config.cpu_features))),
-        vcpus=min(size.default_vcpus + vcpus, size.max_vcpus), max_vcpus=size.max_vcpus,
-        memory=min(size.default_memory + memory, size.max_memory), max_memory=size.max_memory,
-        memory_slots=config.memory_slots, kernel=kernel, initrd=initrd, image=image, firmware=config.firmware,
-        kernel_params=(*params, *config.kernel_params),
-        hotplug_ports=hotplug_ports(config),
+        vcpus=min(size.vcpus, size.max_vcpus), max_vcpus=size.max_vcpus,
+        memory=min(size.memory, size.max_memory), max_memory=size.max_memory,
+        memory_slots=config.memory_slots, kernel=source.kernel, initrd=source.initrd, image=source.image,
+        firmware=config.firmware, kernel_params=(*params, *config.kernel_params), hotplug_ports=hotplug_ports(config),
         block_driver=config.block_device_driver, iothreads=config.enable_iothreads,
         prealloc=config.enable_mem_prealloc, hugepages=config.enable_hugepages,
         # Memory is locked only where it is taken at once anyway.
@@ -96,20 +116,6 @@ def _accelerator(config: RuntimeConfig, options: InvocationOptions) -> str:
         raise HostError("accelerator is \"kvm\", and KVM cannot be used on this host",
                         "the processor shows no vmx or svm, or /dev/kvm is missing; use \"auto\" or \"tcg\"")
     return config.accelerator
-
-
-def _root(config: RuntimeConfig, options: InvocationOptions) -> tuple[str, str]:
-    """(image, initrd).  Without either configured, the store's initrd and else its image.
-
-    An image boots with the small initrd that loads the modules for its disk.
-    """
-    if config.image:
-        return config.image, options.boot_initrd_asset
-    if config.initrd or options.initrd_asset:
-        return "", config.initrd or options.initrd_asset
-    if options.image_asset:
-        return options.image_asset, options.boot_initrd_asset
-    raise ConfigError("there is no guest image", "run `kata image build`, or set initrd or image in [hypervisor.qemu]")
 
 
 def _clock(accelerator: str, options: InvocationOptions) -> list[str]:
