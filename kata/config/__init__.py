@@ -78,7 +78,7 @@ class Settings:
                     converted = key.convert(value)
                 except ValueError as e:
                     raise ConfigError(f"{place}: {name}: {e} is expected, found {shown(value)}") from e
-                self._take(name, key, converted, place)
+                self.take(name, key, converted, place)
 
     def annotate(self, annotations: Mapping[str, str], prefixes: Mapping[str, str],
                  names: Mapping[str, str], hashes: Mapping[str, str]) -> None:
@@ -114,7 +114,7 @@ class Settings:
             if key.target == "qemu_path":
                 self._allow_path(annotation, converted)
             self.sources.append(f"annotation {annotation}")
-            self._take(name, key, converted, f"annotation {annotation}")
+            self.take(name, key, converted, f"annotation {annotation}")
         if wanted:
             self.values["extra.hashes"] = wanted
 
@@ -137,7 +137,7 @@ class Settings:
             config = replace(config, template=False)
         return config
 
-    def _take(self, name: str, key: Key, value: Any, place: str) -> None:
+    def take(self, name: str, key: Key, value: Any, place: str) -> None:
         if key.refused and value not in key.neutral:
             raise ConfigError(f"{place}: {name} = {shown(value)} cannot hold here", key.refused)
         if key.note and value:
