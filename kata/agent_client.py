@@ -219,6 +219,11 @@ class AgentClient(Agent):
             raise GuestError(printable(response.status.message) or f"{method} failed", code=response.status.code)
         return response.payload
 
+    async def wait_closed(self) -> None:
+        """Wait until the channel has broken."""
+        if self._channel is not None:
+            await self._channel.closed.wait()
+
     async def close(self) -> None:
         if self._channel is not None and self._channel.transport is not None:
             # Not close(), which waits until a guest has read what was sent.

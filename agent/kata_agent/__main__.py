@@ -17,7 +17,7 @@ from kata_agent.boot import Clock
 from kata_agent.channel import Channel
 from kata_agent.linux import syscalls as sc
 from kata_agent.loop import Loop
-from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2
+from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc
 from kata_agent.sandbox import Sandbox
 from kata_agent.server import Server
 from kata_agent.services import agent, guest, health
@@ -58,11 +58,8 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
         log.warning("no cgroup2: containers cannot be limited, paused or counted")
     sandbox.boot_nsec = clock.phases
     clock.mark("sandbox")
-    token = settings.token
-    if not token:
-        log.warning("no agent.channel_token: the host cannot open the channel")
-        token = os.urandom(32)
-    channel = Channel(loop, token)
+    # Without one on the command line, which another runtime has written, whoever asks first is told.
+    channel = Channel(loop, settings.token or os.urandom(ttrpc.TOKEN_SIZE), tells=not settings.token)
     server = Server(loop, channel.send)
     channel.on_frame, channel.on_reset = server.on_frame, server.reset
     for module, files, handlers in (

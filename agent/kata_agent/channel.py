@@ -26,10 +26,11 @@ _PIECES = 64  # of one write
 class Channel:
     """Frames in, frames out, over one non-blocking descriptor."""
 
-    def __init__(self, loop: Loop, token: bytes) -> None:
+    def __init__(self, loop: Loop, token: bytes, tells: bool = False) -> None:
         self._loop = loop
         self._token = token
-        self._decoder = ttrpc.GuestDecoder(token)
+        self._tells = tells  # the token, to a host that asks for it
+        self._decoder = ttrpc.GuestDecoder(token, tells)
         #: called with each frame of the present host end
         self.on_frame: Callable[[ttrpc.Frame], None] = _ignore
         #: called when a new host end has greeted: requests of the old one must not be answered any more
@@ -58,7 +59,7 @@ class Channel:
             connection, _address = listener.accept()
             self._detach()
             connection.setblocking(False)
-            self._decoder = ttrpc.GuestDecoder(self._token)
+            self._decoder = ttrpc.GuestDecoder(self._token, self._tells)
             self._out.clear()
             self._attach(connection.detach())
 
@@ -117,6 +118,8 @@ class Channel:
                 self._out.clear()
                 self.on_reset()
                 self.send((ttrpc.reset_frame(bytes(frame.payload)),))
+            elif frame.type == ttrpc.HELLO and self._tells:
+                self.send((ttrpc.encode(0, ttrpc.HELLO, self._token),))
             else:
                 self.on_frame(frame)
 

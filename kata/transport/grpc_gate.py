@@ -117,7 +117,7 @@ class GrpcClient:
             ("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.enable_http_proxy", 0)])
 
     async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None) -> bytes:
-        """One request and its reply, both serialized; waits for the server as long as the time lets it.
+        """One request and its reply, both serialized; with a time, that for the server to be there included.
 
         :param timeout: seconds; None for requests that wait for an event.
         :raise GuestError: the agent refused.
@@ -126,7 +126,7 @@ class GrpcClient:
         """
         call = self._channel.unary_unary(f"/{service}/{method}")
         try:
-            reply: bytes = await call(payload, timeout=timeout, wait_for_ready=True)
+            reply: bytes = await call(payload, timeout=timeout, wait_for_ready=timeout is not None)
         except self._error as e:
             text = printable(e.details() or "")
             if e.code() == self._deadline and timeout is not None:

@@ -214,7 +214,7 @@ class Session(asyncio.Protocol):
             self._pings.pop(number, None)
 
     async def heartbeat(self) -> None:
-        """Ping once a second, as Kata 1.x's proxy does, until the session ends; a peer that stands still is no error."""
+        """Ping once a second, as Kata 1.x's proxy does, to the session's end; a peer that stands still is no error."""
         while not self.closed.is_set():
             await self.ping()
             await asyncio.sleep(HEARTBEAT)

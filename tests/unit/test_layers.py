@@ -34,7 +34,7 @@ LAYERS = [
     ["kata.agent_client", "kata.transport", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown",
      "kata.revive", "kata.pool", "kata.sandbox"],
     # 5: programs
-    ["kata.cli", "kata.shim", "kata.proxy", "kata_clear.verbs", "kata_runv.verbs"],
+    ["kata.cli", "kata.shim", "kata.proxy", "kata.components", "kata_clear.verbs", "kata_runv.verbs"],
 ]
 #: Imports within a layer, and why.
 BESIDE = {
@@ -54,6 +54,7 @@ BESIDE = {
     ("kata.revive", "kata.daemons"): "it starts a proxy",
     ("kata_clear.verbs", "kata.cli"): "a verb of its own does what a common one does",
     ("kata_runv.verbs", "kata.cli"): "the same",
+    ("kata.components", "kata.shim"): "the same signals are forwarded",
     ("kata.cli", "kata.shim"): "run and exec in the foreground are their own shim",
 }
 #: What a backend may import of the project: policy needs no machinery.
@@ -69,9 +70,9 @@ GATES = {
     "tomli": {"kata.config.document"},
     "tomllib": set(),
     "tomlkit": {"kata.config.hostfile"},
-    "google": {"kata.agent_client", "kata.proxy", "kata.transport", "kata_agent"},
-    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata.transport", "kata_agent"},
-    "asyncio": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.vm"},
+    "google": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent"},
+    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent"},
+    "asyncio": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata.vm"},
     "subprocess": {"kata.process"},
     "multiprocessing": set(),
     "click": {"kata.cli"},
@@ -83,7 +84,7 @@ CALLS = {
     "os.posix_spawn": {"kata.shim"},
     "os.system": set(),
     "os.popen": set(),
-    "sys.exit": {"kata.cli", "kata.shim", "kata.proxy.__main__", "kata.proxy.factory", "kata.revive",
+    "sys.exit": {"kata.cli", "kata.shim", "kata.components", "kata.proxy.__main__", "kata.proxy.factory", "kata.revive",
                  "kata_agent"},
     "time.sleep": {"kata.cgroups"},  # cgroup v1 tells nobody when it is empty
 }

@@ -9,6 +9,11 @@ file.  So a host end that connects sends TOKEN, a 32-byte secret that the guest
 knows from its kernel command line, and a RESET frame with a nonce.  The guest
 looks for the token in the raw bytes, forgets what came before, and answers with
 the same RESET frame; the host discards everything before that answer.
+
+A kernel command line that another runtime wrote has no token.  Then the agent
+makes one and tells it: until the first RESET it answers PROBE with a HELLO
+frame that holds the token.  PROBE is a PING of yamux, which an agent of
+Kata 1.x answers too, so that a host can ask before it knows which of them it has.
 """
 
 from __future__ import annotations
@@ -28,7 +33,11 @@ RESPONSE = 2
 DATA = 3
 RESET = 0x7F  #: not of ttRPC: see above
 
+HELLO = 0x7E  #: the same
+PROBE = b"\0\2\0\1" + bytes(4) + b"kata"  #: version 0, PING, SYN, session, a number
+
 TOKEN_SIZE = 32  #: bytes
+HELLO_HEADER = HEADER.pack(TOKEN_SIZE, 0, HELLO, 0)
 NONCE_SIZE = 16  #: bytes
 _RESET_HEADER = HEADER.pack(NONCE_SIZE, 0, RESET, 0)
 _RESET_SIZE = len(_RESET_HEADER) + NONCE_SIZE
@@ -199,21 +208,25 @@ class GuestDecoder(Decoder):
     a RESET is discarded.
     """
 
-    __slots__ = ("_seen", "_synced", "_token")
+    __slots__ = ("_seen", "_synced", "_tells", "_token")
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, tells: bool = False) -> None:
         if len(token) != TOKEN_SIZE:
             raise ValueError(f"the token has {TOKEN_SIZE} bytes, not {len(token)}")
         super().__init__()
         self._token = token
+        self._tells = tells  # a PROBE is answered
         self._seen = self._end  # no token begins before it; it may begin in bytes that were cut into frames
         self._synced = False
 
     def received(self, count: int) -> list[Frame]:
         """The frames; whoever sees one of type RESET answers it with :func:`reset_frame`
-        of its payload and drops all unanswered requests."""
+        of its payload and drops all unanswered requests, and one of type HELLO with the same."""
         self._end += count
         frames: list[Frame] = []
+        if self._tells and not self._synced and (found := self._bytes.find(PROBE, self._seen, self._end)) >= 0:
+            frames.append(Frame(0, HELLO, self._token))
+            self._seen = found + len(PROBE)
         while (found := self._bytes.find(self._token, self._seen, self._end)) >= 0:
             header = found + TOKEN_SIZE
             after = header + _RESET_SIZE
