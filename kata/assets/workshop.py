@@ -134,11 +134,11 @@ def _builder(name: str) -> str:
 
 
 def prune() -> None:
-    """Remove the oldest assets that nothing selects, beyond :data:`KEPT` of a kind."""
+    """Remove the oldest assets that nothing selects, beyond :data:`KEPT` of a kind, and of a kernel's variant."""
     used = {a.id for a in map(store.selected, store.KINDS) if a}
     used |= {str(a.inputs.get(k)) for a in store.list_assets() if a.id in used for k in ("kernel", "base")}
-    for kind in ("kernel", "base", "initrd", "image"):
-        idle = [a for a in store.list_assets(kind) if a.id not in used]
+    for kind, variant in (*(("kernel", v) for v in store.KERNELS), ("base", ""), ("initrd", ""), ("image", "")):
+        idle = [a for a in store.list_assets(kind) if a.id not in used and variant in ("", a.variant)]
         for asset in idle[: max(0, len(idle) - KEPT)]:
             shutil.rmtree(asset.path)
 

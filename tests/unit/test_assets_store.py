@@ -208,6 +208,13 @@ class TestWorkshop:
         assert len(left) == workshop.KEPT + 1
         assert others[-1].id in left
 
+    def test_prune_keeps_a_kernel_that_took_long(self, progress: Progress) -> None:
+        minimal = make("kernel", "m", progress, variant="minimal")
+        for i in range(workshop.KEPT + 2):
+            make("kernel", "k", progress, version=str(i))
+        workshop.prune()
+        assert minimal in store.list_assets("kernel")
+
     def test_unwritable_root(self, root: Path, progress: Progress) -> None:
         root.parent.mkdir(exist_ok=True)
         root.write_text("a file")
