@@ -227,6 +227,9 @@ async def _join(sandbox: Sandbox) -> None:
 async def take_over(sandbox: Sandbox) -> None:
     """Go on where an earlier proxy stopped: the guest knows what runs."""
     await sandbox.machine.connect()
+    halted = await sandbox.machine.stands_still()
+    if halted:  # with a paused container; it has to answer once
+        await sandbox.machine.resume()
     await reach_agent(sandbox)
     inventory = await sandbox.agent.guest("ListAll", empty_pb2.Empty())
     guest = {c.container_id: c for c in inventory.containers}
@@ -261,6 +264,8 @@ async def take_over(sandbox: Sandbox) -> None:
         if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
             container.set_status(guest[container_id].state)
     await sandbox.network.resume()
+    if halted:
+        await sandbox.machine.pause()
     sandbox.spawn(sandbox.events(inventory.last_event))
     log("took over from an earlier proxy")
 

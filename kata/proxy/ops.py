@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kata import wire
 from kata.agent_client import ChannelClosed, printable
 from kata.contract import ContainerPlan, SandboxPlan
-from kata.errors import HostError, KataError, NotFound, UsageError
+from kata.errors import HostError, KataError, NotFound, UsageError, WrongState
 from kata.planjson import from_json
-from kata.proxy import convert, stats
+from kata.proxy import convert, pausing, stats
 from kata.proxy.boot import adopt
 from kata.proxy.container import Container
 from kata.proxy.control import Connection
@@ -26,6 +27,8 @@ Op = Callable[[Connection, Request, list[int]], Awaitable[dict[str, Any]]]
 
 
 SETTLE_TIMEOUT = 2.0  #: seconds
+#: What a guest has to answer, and cannot while its machine stands still.
+NEED_GUEST = frozenset({"create", "start", "kill", "ps", "stats", "update", "grow"})
 
 
 class Operations:
@@ -51,6 +54,11 @@ class Operations:
             raise HostError("this machine is in the pool", "claim it first")
         if self.sandbox.resuming and name != "abandon":
             await asyncio.shield(self.sandbox.ready)
+        if name in NEED_GUEST and (paused := pausing.halted(self.sandbox)) is not None:
+            if request.get("signal") != signal.SIGKILL:
+                raise WrongState(f"cannot {name}: the machine is paused with container {paused.id}", "resume it first",
+                                 values={"id": request.get("id", ""), "status": "paused"})
+            await self.sandbox.let_go_on()
         return await op(connection, request, fds)
 
     # --- life --------------------------------------------------------------------------
@@ -185,9 +193,18 @@ class Operations:
         await self.sandbox.signal(container_id, exec_id, 9)
 
     async def op_signal(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
-        """A signal that a shim got, for its process."""
+        """A signal that a shim got, for its process; a machine that stands still gets it when it goes on."""
+        if pausing.halted(self.sandbox) is not None:
+            if r["signal"] != signal.SIGKILL:
+                self.sandbox.spawn(self._signal_later(r))
+                return {}
+            await self.sandbox.let_go_on()
         await self.sandbox.signal(r["id"], r["exec_id"], r["signal"])
         return {}
+
+    async def _signal_later(self, r: Request) -> None:
+        await self.sandbox.find(r["id"]).until_resumed()
+        await self.sandbox.signal(r["id"], r["exec_id"], r["signal"])
 
     async def op_winsize(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
         await self._made(r["id"])

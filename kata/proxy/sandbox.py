@@ -14,7 +14,7 @@ from kata import cgroups, state
 from kata.agent_client import Agent, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.errors import GuestError, HostError, InUse, KataError, NotFound, VmError
-from kata.proxy import convert
+from kata.proxy import convert, pausing
 from kata.proxy.container import Container
 from kata.proxy.home import with_home
 from kata.proxy.log import log
@@ -306,21 +306,19 @@ class Sandbox:
         container = self.find(container_id)
         async with container.lock:
             container.require("pause", "running")
-            if container.plan.pause_scope == "vm":
-                await self.machine.pause()
-            else:
-                await self.agent.agent("PauseContainer", agent_pb2.PauseContainerRequest(container_id=container_id))
-            container.set_status("paused")
+            await pausing.pause(self, container)
 
     async def resume(self, container_id: str) -> None:
         container = self.find(container_id)
         async with container.lock:
             container.require("resume", "paused")
-            if container.plan.pause_scope == "vm":
-                await self.machine.resume()
-            else:
-                await self.agent.agent("ResumeContainer", agent_pb2.ResumeContainerRequest(container_id=container_id))
-            container.set_status("running")
+            await pausing.resume(self, container)
+
+    async def let_go_on(self) -> None:
+        """Resume a machine that stands still for the sake of a container: somebody has to be killed."""
+        paused = pausing.halted(self)
+        if paused is not None:
+            await pausing.resume(self, paused)
 
     async def delete(self, container_id: str, force: bool) -> bool:
         """Remove a container; True when the sandbox has none left and its machine is gone."""
@@ -329,8 +327,7 @@ class Sandbox:
             # A process whose shim is gone is on its way out, and as good as stopped.
             if not force and container.record.status() != "stopped":
                 container.require("delete", "created", "stopped")
-            if container.status == "paused" and container.plan.pause_scope == "vm":
-                await self.machine.resume()
+            await self.let_go_on()
             last = len(self.containers) == 1
             if force and container.plan.role == "sandbox" and not last:
                 # The pod's end: what else runs in it is killed, and is its engine's to delete.

@@ -87,6 +87,9 @@ class Machine:
     async def resume(self) -> None:
         await self.qmp.execute("cont")
 
+    async def stands_still(self) -> bool:
+        return bool((await self.qmp.execute("query-status"))["status"] == "paused")
+
     async def save(self, state: str, timeout: float = 120.0) -> None:
         """Stop, and write everything but the memory to the file ``state``; the memory is in a file already."""
         await self.pause()
