@@ -94,13 +94,19 @@ def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, 
 
 def _program(module: str, *words: str) -> list[str]:
     """The command line of a program of ours: without :mod:`site`, which takes as long as the interpreter itself."""
-    places = dict.fromkeys([*sys.path, *(os.path.dirname(p.__path__[0]) for p in (kata, kata_agent))])
-    start = f"import sys; sys.path[:] = {list(places)}; from {module} import main; sys.exit(main(sys.argv[1:]))"
+    start = f"import sys; sys.path[:] = {places()}; from {module} import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-IS", "-c", start, *words]
 
 
+def places() -> list[str]:
+    """Where our modules and their libraries are, however this process has come to know it."""
+    return list(dict.fromkeys([*sys.path, *(os.path.dirname(p.__path__[0]) for p in (kata, kata_agent))]))
+
+
 def _environment() -> Mapping[str, str]:
-    return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8"}
+    """KATA_PATH is for a shim, which has no library, but has to start a proxy when there is none."""
+    return {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), "LANG": "C.UTF-8",
+            "KATA_PATH": os.pathsep.join(places())}
 
 
 def write_pid_file(path: str, pid: int) -> None:

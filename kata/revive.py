@@ -71,7 +71,7 @@ def _answers(path: str) -> bool:
 
 
 def main(directory: str) -> int:
-    """``python -m kata.revive SANDBOX-DIRECTORY``, for a shim, which has no library but the standard one."""
+    """For a shim, which has no library but the standard one; :data:`kata.shim.REVIVE` calls it."""
     try:
         revive(directory)
     except MachineGone:
@@ -80,7 +80,3 @@ def main(directory: str) -> int:
         sys.stderr.write(f"kata: {e}\n")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from kata import OCI_VERSION, cgroups, pool, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig, SandboxPlan
-from kata.daemons import start_proxy, start_shim, write_pid_file
+from kata.daemons import places, start_proxy, start_shim, write_pid_file
 from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
 from kata.guestspec.mounts import SHARED
 from kata.hooks import run_hooks
@@ -235,7 +235,7 @@ class Creation:
         def prepare() -> None:  # recorded before it executes, so that it is found whatever is killed
             container.update(pid=os.getpid(), pid_start=state.start_time(os.getpid()))
             self.cgroup.join()
-            enter_view(view, [self.directory, self.root, state.RUN_DIR, self.console_socket, self.console, *sys.path,
+            enter_view(view, [self.directory, self.root, state.RUN_DIR, self.console_socket, self.console, *places(),
                               sys.prefix, sys.base_prefix])
 
         try:

@@ -42,6 +42,7 @@ DISCARD = (1 << 64) - 1  #: acknowledges everything: the reader is gone
 MOST_REVIVALS = 5  #: proxies started without a word from one
 MACHINE_GONE = 3  #: what kata.revive ends with when there is nothing to revive
 KILLED = 128 + signal.SIGKILL
+REVIVE = "import sys; sys.path[:] = sys.argv[1].split(':'); from kata.revive import main; sys.exit(main(sys.argv[2]))"
 
 FORWARDED = frozenset(v for k, v in vars(signal).items() if k.startswith("SIG") and not k.startswith("SIG_")) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU,
@@ -368,7 +369,8 @@ class Shim:
         if self.revived > MOST_REVIVALS:
             raise KataError("the sandbox's proxy ends again and again", "see proxy.log of the sandbox")
         # A program of its own: it needs what the shim, for its size, does without.
-        argv = [sys.executable, "-I", "-m", "kata.revive", os.path.dirname(self.path)]
+        argv = [sys.executable, "-IS", "-c", REVIVE, os.environ.get("KATA_PATH") or os.pathsep.join(sys.path),
+                os.path.dirname(self.path)]
         pid = os.posix_spawn(sys.executable, argv, os.environ)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code == MACHINE_GONE:
