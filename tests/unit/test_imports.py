@@ -20,7 +20,8 @@ import pytest
 from kata import state, wire
 
 HERE = Path(__file__).resolve().parents[2]
-PLACES = [str(HERE), str(HERE / "agent"), str(HERE / "backends" / "unified")]
+FLAVORS = ("unified", "clear", "runv")
+PLACES = [str(HERE), str(HERE / "agent"), *(str(HERE / "backends" / flavor) for flavor in FLAVORS)]
 
 #: What every verb needs.  ``_x`` is a part of the interpreter, not a module of the library.
 CORE = set("""
@@ -71,7 +72,7 @@ import sys
 before = set(sys.modules)
 sys.path += {places!r}
 import kata.cli.create, kata.cli.context, kata.oci, kata.loader, kata.hostfacts, kata.assets.store
-import kata_unified.backend, kata.sandbox, kata.cgroups.limits
+import kata_{flavor}.backend, kata.sandbox, kata.cgroups.limits
 print(0, *sorted(set(sys.modules) - before))
 """
 
@@ -150,10 +151,11 @@ def test_a_hot_verb_imports_what_it_needs(verb: str, proxy: Path) -> None:
     assert modules >= {m for m in ALLOWED[verb] if m.startswith("kata.")}, "the list allows more than is needed"
 
 
-def test_create_imports_what_it_needs() -> None:
-    code, modules = imported(CREATE.format(places=PLACES))
+@pytest.mark.parametrize("flavor", FLAVORS)
+def test_create_imports_what_it_needs(flavor: str) -> None:
+    code, modules = imported(CREATE.format(places=PLACES, flavor=flavor))
     assert code == "0"
-    library = {m for m in modules if m.split(".")[0] not in ("kata", "kata_agent", "kata_unified")}
+    library = {m for m in modules if m.split(".")[0] not in ("kata", "kata_agent", f"kata_{flavor}")}
     allowed = {"__future__", "_json", "errno", "binascii", "fcntl", "select", "_socket", "_struct", "struct", "_sha256",
                *STACKS, *SYSCALLS}
     assert not library - allowed, f"create imports {sorted(library - allowed)}"
