@@ -44,7 +44,6 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     else:
         backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
     prealloc = ",prealloc=on" if plan.prealloc else ""
-    reporting = "off" if ends.memory_file else "on"
     argv = [
         plan.qemu_path,
         "-name", f"{ends.name},debug-threads=on",
@@ -73,10 +72,12 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
         "-device", "virtio-rng-pci,rng=rng",
         # Tells a clone that it is one (the kernel reseeds its generator).
         "-device", f"vmgenid,guid={ends.generation_id}",
-        # Pages that the guest frees go back to the host.  Never with a memory file: QEMU frees a page by punching
-        # a hole into the file, be it mapped privately, and the file is the template of other machines.
-        "-device", f"virtio-balloon-pci,id=balloon,free-page-reporting={reporting},deflate-on-oom=on",
     ]
+    if not ends.memory_file:
+        # Pages that the guest frees go back to the host.  Not with a memory file: QEMU takes a page away by punching a
+        # hole into the file, be it mapped privately, and the file is the template of other machines.  A balloon that
+        # is never asked to grow is no better: its guest decides what it puts in.
+        argv += ["-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on"]
     if ends.incoming:
         argv += ["-incoming", "defer"]
     if plan.mlock:

@@ -17,16 +17,12 @@ PLAN = MachinePlan(
 ENDS = Endpoints(name="n", channel=3, qmp=4, console="/c", share="/s", generation_id="g", channel_token="00")
 
 
-def balloon(argv: list[str]) -> str:
-    return next(word for word in argv if word.startswith("virtio-balloon"))
-
-
 @pytest.mark.parametrize(("shared", "incoming"), [(True, False), (False, True)])
 def test_pages_of_a_memory_file_are_never_given_back(shared: bool, incoming: bool) -> None:
-    """QEMU would punch holes into the file, and a clone's file is its template."""
-    assert "free-page-reporting=on" in balloon(qemu_argv(PLAN, ENDS))
+    """QEMU would punch holes into the file, and a clone's file is its template: a guest must have no balloon."""
+    assert any("free-page-reporting=on" in word for word in qemu_argv(PLAN, ENDS))
     ends = replace(ENDS, memory_file="/m", memory_shared=shared, incoming=incoming)
-    assert "free-page-reporting=off" in balloon(qemu_argv(PLAN, ends))
+    assert not any("balloon" in word for word in qemu_argv(PLAN, ends))
 
 
 def test_the_token_is_on_the_kernel_command_line() -> None:
