@@ -361,8 +361,9 @@ class Kata1Client(Agent):
     def _prepare(self, method: str, request: Any) -> Any:
         missing = list(_extras(request))
         for field, value in missing:
-            if field in _REFUSED or (field == "umask" and value != _DEFAULT_UMASK):
-                error = _unsupported(_REFUSED.get(field, f"umask {value:#o}"))
+            what = f"umask {value:#o}" if field == "umask" and value != _DEFAULT_UMASK else _REFUSED.get(field, "")
+            if what:
+                error = _unsupported(what)
                 if method == "PrepareContainer":
                     self._refused[request.container_id] = error  # its creation is on its way already
                 raise error

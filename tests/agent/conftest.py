@@ -30,16 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Agent:
-    """A running agent."""
+    """A running agent.
 
-    def __init__(self, folder: Path) -> None:
+    :param token: of its channel; b"" for none.
+    """
+
+    def __init__(self, folder: Path, token: bytes = TOKEN) -> None:
         self.folder = folder
         self.socket = folder / "channel.sock"
         self.log = folder / "agent.log"
         self._clients: list[Client] = []
         # A second unshare makes the cgroup2 hierarchy invisible to it: tests shall not touch the host's.
-        words = [f"agent.channel=unix:{self.socket}", f"agent.channel_token={TOKEN.hex()}",
-                 f"agent.run_dir={folder}/run", "agent.log=debug", "agent.hotplug_timeout=1"]
+        words = [f"agent.channel=unix:{self.socket}", f"agent.run_dir={folder}/run", "agent.log=debug",
+                 "agent.hotplug_timeout=1", *([f"agent.channel_token={token.hex()}"] if token else [])]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--pid", "--fork", "--mount", "--net", "--uts", "--ipc", "--mount-proc", "--kill-child",
@@ -47,7 +50,16 @@ class Agent:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=AGENT,
                 env={"PATH": os.environ["PATH"], "PYTHONPATH": str(AGENT)})
 
+    def wait(self) -> None:
+        """Wait until it listens."""
+        self._socket().close()
+
     def connect(self) -> Client:
+        client = Client(self._socket(), TOKEN)
+        self._clients.append(client)
+        return client
+
+    def _socket(self) -> socket.socket:
         deadline = time.monotonic() + 20
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         while True:
@@ -58,9 +70,7 @@ class Agent:
                 assert self._process.poll() is None, self.log.read_text()
                 assert time.monotonic() < deadline, self.log.read_text()
                 time.sleep(0.01)  # the socket of a process that is starting has no event to wait for
-        client = Client(sock, TOKEN)
-        self._clients.append(client)
-        return client
+        return sock
 
     @property
     def pid(self) -> int:
