@@ -74,8 +74,10 @@ def sandbox() -> Iterator[Sandbox]:
         demo.make_bundle(base / "bundle", ["/bin/sh", "-c", "while :; do sleep 3600; done"])
         try:
             with open(base / "log", "wb") as log:
-                subprocess.run([KATA, "--root", root, "run", "--detach", "--bundle", str(base / "bundle"), id],
-                               stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+                done = subprocess.run([KATA, "--root", root, "run", "--detach", "--bundle", str(base / "bundle"), id],
+                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False)
+            if done.returncode:
+                raise SystemExit(f"streamspeed: {(base / 'log').read_text(errors='replace')}")
             yield Sandbox(root, id)
         finally:
             with open(base / "log", "ab") as log:
