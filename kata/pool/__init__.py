@@ -45,7 +45,7 @@ def base_plan(plan: SandboxPlan) -> SandboxPlan:
 
 
 def machines(path: str) -> list[str]:
-    """Directories of the machines in the pool at ``path``, the oldest first."""
+    """Directories of the machines in the pool at ``path``, sorted."""
     with suppress(FileNotFoundError):
         return [f"{path}/{name}" for name in sorted(os.listdir(path)) if not name.startswith(".") and "." in name]
     return []

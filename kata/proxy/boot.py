@@ -68,7 +68,7 @@ async def boot(sandbox: Sandbox) -> None:
     if sandbox.cloned:
         await sandbox.grow(plan.machine.vcpus, plan.machine.memory)
         sandbox.phase("size")
-    elif plan.boot != "cold":
+    elif plan.boot != "cold" and plan.template_path:
         start_factory(to_json(plan), plan.template_path)
     log(f"sandbox ready after {time.monotonic() - began:.3f} s")
 

@@ -337,6 +337,21 @@ def test_other_plan(oci: Oci, pool: Factory) -> None:
         pool.keep()
 
 
+def test_without_templates(oci: Oci) -> None:
+    """The pool's machines boot then, and so do starts that find none."""
+    with factory(oci, "plain", 1) as f:
+        f.configure(1, factory="enable_template = false")
+        bundle, id = oci.bundle("echo booted").write(), oci.new_id()
+        assert f.verb("run", "--bundle", str(bundle.path), id).ok().out == "booted"
+        f.keep()
+        f.await_machines(1)
+        with oci.container(oci.bundle("echo claimed")) as c:
+            create(f, c)
+            assert claimed(f, c)
+            assert c.finish() == (0, "claimed\n", "")
+        assert not f.templates.exists()
+
+
 def test_not_without_its_endpoint(oci: Oci) -> None:
     """A pool on another file system, or so deep that no socket fits: an error that says so."""
     shm = Path("/dev/shm") / oci.tag

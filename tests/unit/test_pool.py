@@ -1,0 +1,99 @@
+"""Claims and keys of the pool and of templates, without any machine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kata import pool, template
+from kata.contract import MachinePlan, SandboxPlan
+from kata.errors import HostError
+from kata.pool import keeper
+from kata.record import replace
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SandboxPlan:
+    files = {name: tmp_path / name for name in ("qemu", "kernel", "initrd")}
+    for path in files.values():
+        path.write_text("x")
+    machine = MachinePlan(
+        qemu_path=str(files["qemu"]), machine_type="q35", machine_options="", accelerator="tcg", cpu="max", vcpus=1,
+        max_vcpus=4, memory=256, max_memory=1024, memory_slots=10, kernel=str(files["kernel"]),
+        initrd=str(files["initrd"]), image="", firmware="", kernel_params=(), hotplug_ports=4,
+        block_driver="virtio-blk", iothreads=False, prealloc=False, hugepages=False, mlock=False, msize_9p=8192, entropy_source="/dev/urandom",
+        tcg_cache=32, debug=False)
+    return SandboxPlan(
+        id="one", flavor="unified", machine=machine, base_vcpus=1, base_memory=256, boot="pool",
+        template_path=str(tmp_path / "template"), agent_transport="ttrpc", boot_timeout=60.0, hostname="one",
+        network_model="tcfilter", hotplug_network=True, shared_pidns=False, guest_hook_path="", kernel_modules=(),
+        cgroup_only=False, pool_path=str(tmp_path / "pool"))
+
+
+def test_what_a_key_depends_on(plan: SandboxPlan) -> None:
+    """Whatever is fixed before a claim, and nothing that is not."""
+    same = [replace(plan, id="two"), replace(plan, hostname="two"), replace(plan, network_model="none"),
+            replace(plan, machine=replace(plan.machine, vcpus=3, memory=777)), pool.base_plan(plan)]
+    assert {pool.key(p) for p in same} == {pool.key(plan)}
+    others = [replace(plan, guest_hook_path="/h"), replace(plan, kernel_modules=("m",)), replace(plan, base_memory=300),
+              replace(plan, shared_pidns=True), replace(plan, machine=replace(plan.machine, kernel_params=("a",)))]
+    assert len({pool.key(p) for p in (plan, *others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("name", ["qemu_path", "kernel", "initrd"])
+def test_keys_depend_on_the_very_files(plan: SandboxPlan, name: str) -> None:
+    before = template.key(plan), pool.key(plan)
+    path = Path(getattr(plan.machine, name))
+    aside = path.with_name("aside")
+    aside.write_text("x")
+    aside.rename(path)  # equal, but another file
+    assert template.key(plan) != before[0] and pool.key(plan) != before[1]
+
+
+def machine(plan: SandboxPlan, name: str) -> Path:
+    path = Path(plan.pool_path) / f"{pool.key(plan)}.{name}"
+    path.mkdir(parents=True)
+    (path / "sandbox.json").write_text(name)
+    return path
+
+
+def test_each_machine_is_claimed_once(plan: SandboxPlan, tmp_path: Path) -> None:
+    for name in "abc":
+        machine(plan, name)
+    other = machine(replace(plan, kernel_modules=("m",)), "d")
+    targets = [tmp_path / f"sandbox{n}" for n in range(12)]
+    for target in targets:
+        target.mkdir()
+    with ThreadPoolExecutor(12) as threads:
+        won = list(threads.map(lambda t: pool.take(plan, str(t)), targets))
+    taken = sorted((t / "sandbox.json").read_text() for t, w in zip(targets, won, strict=True) if w)
+    assert taken == ["a", "b", "c"]
+    assert pool.machines(plan.pool_path) == [str(other)]
+
+
+def test_none_is_no_error(plan: SandboxPlan, tmp_path: Path) -> None:
+    """No pool, an empty one, one whose machines are in the making."""
+    (tmp_path / "sandbox").mkdir()
+    assert not pool.take(plan, str(tmp_path / "sandbox"))
+    (Path(plan.pool_path) / f"{pool.MAKING}{pool.key(plan)}.a").mkdir(parents=True)
+    assert not pool.take(plan, str(tmp_path / "sandbox"))
+    assert len(pool.half_made(plan.pool_path)) == 1
+
+
+def test_not_over_another_sandbox(plan: SandboxPlan, tmp_path: Path) -> None:
+    mine = machine(plan, "a")
+    target = tmp_path / "sandbox"
+    target.mkdir()
+    (target / "sandbox.json").write_text("somebody's")
+    with pytest.raises(HostError, match="cannot claim"):
+        pool.take(plan, str(target))
+    assert mine.exists() and (target / "sandbox.json").read_text() == "somebody's"
+
+
+def test_dead_machines_are_left_overs(plan: SandboxPlan) -> None:
+    """A record that cannot be read, or whose processes are gone; nobody's while there is a keeper."""
+    dead = machine(plan, "a")
+    assert keeper.left_over(plan.pool_path) == [str(dead)]
+    assert keeper.keeper_of(plan.pool_path) == 0
