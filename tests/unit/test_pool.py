@@ -23,8 +23,8 @@ def plan(tmp_path: Path) -> SandboxPlan:
         qemu_path=str(files["qemu"]), machine_type="q35", machine_options="", accelerator="tcg", cpu="max", vcpus=1,
         max_vcpus=4, memory=256, max_memory=1024, memory_slots=10, kernel=str(files["kernel"]),
         initrd=str(files["initrd"]), image="", firmware="", kernel_params=(), hotplug_ports=4,
-        block_driver="virtio-blk", iothreads=False, prealloc=False, hugepages=False, mlock=False, msize_9p=8192, entropy_source="/dev/urandom",
-        tcg_cache=32, debug=False)
+        block_driver="virtio-blk", iothreads=False, prealloc=False, hugepages=False, mlock=False, msize_9p=8192,
+        entropy_source="/dev/urandom", tcg_cache=32, debug=False)
     return SandboxPlan(
         id="one", flavor="unified", machine=machine, base_vcpus=1, base_memory=256, boot="pool",
         template_path=str(tmp_path / "template"), agent_transport="ttrpc", boot_timeout=60.0, hostname="one",
