@@ -128,8 +128,10 @@ def _main(program: str, words: list[str]) -> int:
         context = Context(program, options, flavor, speaker, verb)
         _check_global(options)
         if options["version"]:
-            words = ["version"]
-        elif options["kata_show_default_config_paths"]:
+            from kata.cli import version
+
+            return version.run(context, {})
+        if options["kata_show_default_config_paths"]:
             print(*context.backend().config_paths(context.invocation()), sep="\n")
             return 0
         if not words:
