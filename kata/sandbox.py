@@ -172,7 +172,7 @@ class Creation:
             while pool.take(plan, self.directory):
                 try:
                     return self._adopt(plan, given, close)
-                except KataError as e:  # start as if there had been none
+                except (KataError, OSError) as e:  # one of its processes is gone: start as if there had been none
                     self.log.warning(f"a machine of the pool could not be used: {e}")
                 destroy_sandbox(self.directory)
                 self._claim_directory()

@@ -105,7 +105,8 @@ def kept(path: str) -> Iterator[None]:
     if len(os.fsencode(longest)) > SOCKET_PATH_MAX:
         raise HostError(f"the path of the pool is too long for sockets: {path}", "shorten vm_cache_endpoint")
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        for folder in (state.RUN_DIR, path):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         lock = os.open(f"{path}/{pool.LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
         raise HostError(f"cannot make the pool {path}: {e.strerror}", state.full_disk(e)) from e
