@@ -39,6 +39,7 @@ class Context:
             self.log.phases = []
             self.log.phase("interpreter and imports")
         self._backend: Backend | None = None
+        self.deprecated = False  #: whether the host has taken leave of the flavor; known with the new backend
 
     @property
     def root(self) -> str:
@@ -101,6 +102,7 @@ class Context:
 
         settings = flavors.host(flavors.host_file(os.environ))
         flavors.refuse_retired(self.flavor.name, settings)
+        self.deprecated = settings.phase >= flavors.MERGED and self.flavor.name in flavors.RETIRING
         return self.backend()
 
     def backend_of(self, container: state.Container) -> Backend:

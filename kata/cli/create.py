@@ -56,6 +56,10 @@ def create(context: Context, args: Namespace, *, foreground: bool = False) -> st
                           "set process.terminal to true or leave --console-socket out")
     backend, invocation = context.new_containers_backend(), context.invocation()
     context.log.phase("backend found")
+    if context.deprecated:
+        from kata.cli import merged
+
+        merged.warn(context, invocation, args["bundle"] or ".", container_id)
     creation = Creation(
         context.root or state.DEFAULT_ROOT, backend, bundle, invocation, context.log,
         console_socket=os.path.abspath(console_socket) if console_socket else "",

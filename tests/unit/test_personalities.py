@@ -11,6 +11,7 @@ import pytest
 
 from kata import OCI_VERSION, __version__, state
 from kata.build import COMMIT
+from kata.cli import merged
 
 PROGRAMS = {"kata-runtime": "unified", "cc-runtime": "clear", "runv": "runv"}
 KATA_VERSION = f"{{program}}  : {__version__}\n   commit   : {COMMIT}\n   OCI specs: {OCI_VERSION}\n"
@@ -197,3 +198,15 @@ def test_phases(tmp_path: Path) -> None:
     assert answer("kata", ["flavor", "set", "runv"], tmp_path)[0] == 0
     code, text = answer("kata", ["--flavor", "unified", "roadmap", "set", "4"], tmp_path)
     assert code == 1 and "there is no phase '4'" in text
+
+
+def test_what_would_be_different_in_unified() -> None:
+    now = {"sandbox": {"machine": {"machine_type": "pc", "vcpus": 1, "memory": 128, "image": ""}, "boot": "cold",
+                       "network_model": "mirred"}, "container": {"guest_process_at": "start", "pause_scope": "vm"}}
+    later = {"sandbox": {"machine": {"machine_type": "q35", "vcpus": 1, "memory": 2048, "image": ""},
+                         "boot": "template", "network_model": "mirred"},
+             "container": {"guest_process_at": "create", "pause_scope": "container"}}
+    assert merged.differences(now, later) == [
+        "machine q35 instead of pc", "memory in MiB 2048 instead of 128", "boot template instead of cold",
+        "process made at create instead of start", "pause of container instead of vm"]
+    assert merged.differences(now, now) == []
