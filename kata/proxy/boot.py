@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from google.protobuf import empty_pb2
@@ -165,7 +166,8 @@ async def warm_up(sandbox: Sandbox) -> None:
     # It was made at low priority; whoever claims it waits for it.
     for pid in (os.getpid(), sandbox.machine.pid):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.setpriority(os.PRIO_PROCESS, int(thread), 0)
     log(f"warm after {time.monotonic() - began:.3f} s")
 
 
