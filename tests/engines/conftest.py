@@ -22,7 +22,12 @@ def dockerd(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, rootfs: P
     """A private dockerd whose default runtime is the one under test."""
     if shutil.which("dockerd") is None:
         pytest.skip("dockerd is not installed")
-    docker = Docker(runtime, tag, run_dir, work_dir)
+    kata = Path(runtime.path)
+    others = {
+        "cc-runtime": [str(kata.with_name("cc-runtime"))], "runv": [str(kata.with_name("runv"))],
+        "clear-by-option": [str(kata), "--flavor", "clear"],
+    } if runtime.is_vm else {}
+    docker = Docker(runtime, tag, run_dir, work_dir, others=others)
     try:
         docker.start(rootfs)
         yield docker
