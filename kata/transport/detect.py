@@ -6,6 +6,8 @@ yamux PING.  A Kata 1.x agent, a yamux server, answers it with the ACK that the
 specification asks for and is none the worse.  Ours, if its kernel command line
 had no token, answers with a HELLO frame, which holds the token to greet it with
 (:mod:`kata_agent.protocol.ttrpc`).  The answers differ in their second byte.
+Once it was greeted it answers no more, since such bytes may be anybody's data
+then: the first to ask is the one to serve this machine, until it ends.
 """
 
 from __future__ import annotations

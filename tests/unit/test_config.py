@@ -175,6 +175,9 @@ def test_cross_checks(file: Path) -> None:
     assert "needs an initrd" in error(file, '[hypervisor.qemu]\nimage = "/i"\n[factory]\nenable_template = true')
     assert "disable_new_netns = True cannot hold here: each sandbox" in error(
         file, "[runtime]\ndisable_new_netns = true")
+    for key in ("enable_template = true", "vm_cache_number = 1"):
+        assert f"{key.split()[0]} needs our agent" in error(
+            file, f'[agent.kata]\ntransport = "yamux-grpc"\n[factory]\n{key}')
 
 
 @pytest.mark.parametrize(("data", "text"), [
