@@ -99,6 +99,18 @@ def test_nothing_before_the_first_reset() -> None:
     assert decoder.feed(encode(1, REQUEST, b"x")) == []
 
 
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_a_probe_is_answered_before_the_first_reset(garbage: bytes, size: int) -> None:
+    """In any pieces and behind anything; afterwards its bytes are somebody's data."""
+    decoder = GuestDecoder(TOKEN, tells=True)
+    greeting = HostHandshake(TOKEN, NONCE).greeting
+    frames = decoder.feed(garbage[:size]) + decoder.feed(garbage[size:] + ttrpc.PROBE[:5])
+    frames += decoder.feed(ttrpc.PROBE[5:])
+    assert [(f.type, f.payload) for f in frames][-1:] == [(ttrpc.HELLO, TOKEN)]
+    assert texts(decoder.feed(greeting + encode(1, REQUEST, ttrpc.PROBE))) == [b"RESET", ttrpc.PROBE]
+    assert GuestDecoder(TOKEN).feed(ttrpc.PROBE) == []
+
+
 def test_broken_frames_wait_for_a_reset() -> None:
     decoder = GuestDecoder(TOKEN)
     greeting = HostHandshake(TOKEN, NONCE).greeting
