@@ -224,9 +224,12 @@ class GuestDecoder(Decoder):
         of its payload and drops all unanswered requests, and one of type HELLO with the same."""
         self._end += count
         frames: list[Frame] = []
-        if self._tells and not self._synced and (found := self._bytes.find(PROBE, self._seen, self._end)) >= 0:
-            frames.append(Frame(0, HELLO, self._token))
-            self._seen = found + len(PROBE)
+        if self._tells and not self._synced:
+            token = self._bytes.find(self._token, self._seen, self._end)
+            found = self._bytes.find(PROBE, self._seen, token if token >= 0 else self._end)
+            if found >= 0:
+                frames.append(Frame(0, HELLO, self._token))
+                self._seen = found + len(PROBE)
         while (found := self._bytes.find(self._token, self._seen, self._end)) >= 0:
             header = found + TOKEN_SIZE
             after = header + _RESET_SIZE
