@@ -267,6 +267,7 @@ async def take_over(sandbox: Sandbox) -> None:
             container.set_status(guest[container_id].state)
     await sandbox.network.resume()
     if halted:
+        sandbox.network.hold()
         await sandbox.machine.pause()
     sandbox.spawn(sandbox.events(inventory.last_event))
     log("took over from an earlier proxy")

@@ -75,6 +75,16 @@ class Network:
         await self.sync()
         asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._changed)
 
+    def hold(self) -> None:
+        """Leave changes alone: the machine is to stand still, and would not answer."""
+        if self._watcher is not None:
+            asyncio.get_running_loop().remove_reader(self._watcher.fileno())
+
+    def release(self) -> None:
+        """Follow changes again, those since :meth:`hold` first."""
+        if self._watcher is not None and self.plan.hotplug_network:
+            asyncio.get_running_loop().add_reader(self._watcher.fileno(), self._changed)
+
     def _changed(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._follow())

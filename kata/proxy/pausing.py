@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 async def pause(sandbox: Sandbox, container: Container) -> None:
     """End state: the container, with ``vm`` all of its sandbox, is recorded as ``paused``."""
     if container.plan.pause_scope == "vm":
+        sandbox.network.hold()
         await sandbox.machine.pause()
         for each in _of_machine(sandbox, "running"):
             each.set_status("paused")
@@ -42,6 +43,7 @@ async def resume(sandbox: Sandbox, container: Container) -> None:
     """End state: as before :func:`pause`."""
     if container.plan.pause_scope == "vm":
         await sandbox.machine.resume()
+        sandbox.network.release()
         for each in _of_machine(sandbox, "paused"):
             each.set_status("running")
         return

@@ -22,6 +22,8 @@ class Guest:
         self.containers = {name: self._container(name, scope, status) for name, scope, status in containers}
         self.machine = SimpleNamespace(pause=lambda: self._note("stop"), resume=lambda: self._note("cont"))
         self.agent = SimpleNamespace(agent=lambda name, _request: self._note(name))
+        self.network = SimpleNamespace(hold=lambda: self.asked.append("hold"),
+                                       release=lambda: self.asked.append("release"))
         self.pooled = self.resuming = False
 
     def _container(self, name: str, scope: str, status: str) -> Any:
@@ -64,7 +66,7 @@ def test_a_machine_stands_still_with_all_that_runs_in_it() -> None:
     guest = Guest(("a", "vm", "running"), ("b", "vm", "running"), ("c", "vm", "created"))
     assert guest.pause("a") == ["paused", "paused", "created"]
     assert guest.resume("b") == ["running", "running", "created"]
-    assert guest.asked == ["stop", "cont"]
+    assert guest.asked == ["hold", "stop", "cont", "release"]
 
 
 @pytest.mark.parametrize("name", sorted(NEED_GUEST))
@@ -86,4 +88,4 @@ def test_nobody_waits_for_a_machine_that_stands_still(name: str) -> None:
     assert not guest.asked
     if name == "kill":
         asyncio.run(ask({"op": name, "id": "b", "signal": 9}))
-        assert guest.asked == ["cont", "kill"] and guest.containers["a"].status == "running"
+        assert guest.asked == ["cont", "release", "kill"] and guest.containers["a"].status == "running"
