@@ -13,6 +13,8 @@ WaitProcess        WaitProcess, sent once the outputs have ended: the agent
 GetEvent           GetOOMEvent, where the agent has it (1.12)
 ContainerStats     nothing beyond StatsContainer
 GuestStatus        GetGuestDetails: the agent's version
+CreateContainer    without the parts of the OCI configuration that Kata 1.x's runtime
+                   keeps back; what limits the container among them is reported
 PrepareContainer,  refused where the container would not be what was asked for,
 PrepareProcess     reported where it would merely be less so
 SetDnsRelay,       reported: resolvers at loopback addresses of the host are out
@@ -36,7 +38,7 @@ from kata.errors import GuestError, KataError, UnsupportedError, VmError
 from kata.transport import yamux
 from kata.transport.carry import Carrier, End
 from kata.transport.grpc_gate import GrpcClient
-from kata_agent.protocol import agent_pb2, guest_pb2
+from kata_agent.protocol import agent_pb2, guest_pb2, oci_pb2
 
 CHUNK = 64 << 10  #: bytes of one request for output or with input
 KEPT = 1 << 20  #: bytes of an output that nobody has acknowledged; a process that writes more waits
@@ -59,6 +61,9 @@ _REFUSED = {
     "block_devices": "a block device of the host", "uid_mappings": "idmapped mounts",
     "gid_mappings": "idmapped mounts", "cgroup": "a cgroup of its own for a process",
 }
+#: Resources that Kata 1.x's runtime keeps back -> what to call them when one was asked for; "": nothing is lost.
+_KEPT_BACK = {"Devices": "", "Pids": "pids", "BlockIO": "blockIO", "HugepageLimits": "hugepageLimits",
+              "Network": "network"}
 _DEFAULT_UMASK = 0o22  # what such an agent's processes have
 
 
@@ -210,6 +215,7 @@ class Kata1Client(Agent):
             by_serial = [s.source for s in request.storages if s.source.startswith("serial:")]
             if by_serial:
                 raise _unsupported(f"a disk that is found by its serial number ({by_serial[0][7:]})")
+            request = self._for_kata1(request)
         reply = await super().agent(method, request, timeout)
         if isinstance(request, agent_pb2.CreateContainerRequest):
             self._begin(request.container_id, request.exec_id, request.OCI.Process.Terminal)
@@ -219,6 +225,25 @@ class Kata1Client(Agent):
             for key in [key for key in self._processes if key[0] == request.container_id]:
                 self._forget(key)
         return reply
+
+    def _for_kata1(self, request: Any) -> Any:
+        """The request as Kata 1.x's runtime sends it: its agent lives in the guest's network and cgroup namespaces."""
+        sent = agent_pb2.CreateContainerRequest()
+        sent.CopyFrom(request)
+        sent.OCI.Process.SelinuxLabel = ""
+        linux = sent.OCI.Linux
+        kept = [oci_pb2.LinuxNamespace(Type=n.Type) for n in linux.Namespaces
+                if n.Type not in ("network", "cgroup")]
+        del linux.Namespaces[:]
+        linux.Namespaces.extend(kept)
+        if linux.HasField("Resources"):
+            present = {field.name for field, _value in linux.Resources.ListFields()}
+            for name in present & set(_KEPT_BACK):
+                if _KEPT_BACK[name]:
+                    self._report(f"{request.container_id}: a Kata 1.x agent does not limit {_KEPT_BACK[name]}")
+                linux.Resources.ClearField(name)
+            linux.Resources.CPU.Cpus = linux.Resources.CPU.Mems = ""
+        return sent
 
     def _begin(self, container: str, exec_id: str, terminal: bool) -> None:
         process = self._processes[container, exec_id] = _Process(container, exec_id, terminal)

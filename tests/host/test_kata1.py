@@ -194,6 +194,23 @@ def test_what_is_less_is_reported(agent: Kata1Agent, tmp_path: Path) -> None:
         assert word in reports
 
 
+def test_what_kata1s_runtime_keeps_back(agent: Kata1Agent, tmp_path: Path) -> None:
+    async def use(client: Kata1Client) -> None:
+        spec = oci_pb2.Spec(Process=process("true"))
+        for kind in ("pid", "network", "cgroup"):
+            spec.Linux.Namespaces.add(Type=kind, Path="/x")
+        spec.Linux.Resources.Pids.Limit = 5
+        spec.Linux.Resources.Devices.add(Allow=False)
+        spec.Linux.Resources.Memory.Limit = 7
+        await client.agent("CreateContainer", pb.CreateContainerRequest(container_id="c", exec_id="c", OCI=spec))
+
+    assert drive(agent, tmp_path, use) == ["c: a Kata 1.x agent does not limit pids"]
+    linux = next(request for name, request in agent.calls if name == "CreateContainer").OCI.Linux
+    assert [(n.Type, n.Path) for n in linux.Namespaces] == [("pid", "")]
+    assert not linux.Resources.HasField("Pids") and not linux.Resources.Devices
+    assert linux.Resources.Memory.Limit == 7
+
+
 def test_the_guest_goes(agent: Kata1Agent, tmp_path: Path) -> None:
     """Whoever waits is told; nobody waits for ever."""
     async def use(client: Kata1Client) -> None:
