@@ -88,6 +88,7 @@ class Carrier:
                 task.cancel()
             for end in ends:
                 end.close()
+            await asyncio.gather(*copies, return_exceptions=True)
 
     def close(self) -> None:
         """Listen no more and end every connection."""

@@ -33,7 +33,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from kata.agent_client import TIMEOUT, Agent, ChannelClosed
+from kata.agent_client import TIMEOUT, Agent, ChannelClosed, NoAnswer
 from kata.errors import GuestError, KataError, UnsupportedError, VmError
 from kata.transport import yamux
 from kata.transport.carry import Carrier, End
@@ -291,36 +291,42 @@ class Kata1Client(Agent):
     # --- kata.v1.Guest ----------------------------------------------------------------------
 
     async def guest(self, method: str, request: Any, timeout: float | None = TIMEOUT) -> Any:
-        async with asyncio.timeout(timeout):
-            match method:
-                case "ReadStream":
-                    return await self._read(request)
-                case "WriteStream":
-                    # Not to be cancelled: what the guest has taken has to be counted.
-                    return await asyncio.shield(self._spawn(self._write(request)))
-                case "WaitProcess":
-                    process = self._process(request.container_id, request.exec_id)
-                    return guest_pb2.ExitStatus(status=await asyncio.shield(process.status))
-                case "ReleaseProcess":
-                    self._forget((request.container_id, request.exec_id))
-                    return Empty()
-                case "GetEvent":
-                    return await self._event()
-                case "ContainerStats":
-                    return guest_pb2.ContainerStatsResponse()
-                case "GuestStatus":
-                    details = await self.agent("GetGuestDetails", agent_pb2.GuestDetailsRequest())
-                    return guest_pb2.GuestStatusResponse(agent_version=details.agent_details.version)
-                case "PrepareContainer" | "PrepareProcess":
-                    return self._prepare(method, request)
-                case "SetDnsRelay":
-                    if request.addresses:
-                        self._report("a Kata 1.x agent relays no name service: the guest cannot reach "
-                                     + ", ".join(request.addresses))
-                    return Empty()
-                case "RemoveInterface":
-                    self._report(f"a Kata 1.x agent removes no interface: {request.hw_addr} is merely unplugged")
-                    return Empty()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._guest(method, request)
+        except TimeoutError as e:
+            raise NoAnswer(f"the agent did not answer {method} within {timeout:g} s") from e
+
+    async def _guest(self, method: str, request: Any) -> Any:
+        match method:
+            case "ReadStream":
+                return await self._read(request)
+            case "WriteStream":
+                # Not to be cancelled: what the guest has taken has to be counted.
+                return await asyncio.shield(self._spawn(self._write(request)))
+            case "WaitProcess":
+                process = self._process(request.container_id, request.exec_id)
+                return guest_pb2.ExitStatus(status=await asyncio.shield(process.status))
+            case "ReleaseProcess":
+                self._forget((request.container_id, request.exec_id))
+                return Empty()
+            case "GetEvent":
+                return await self._event()
+            case "ContainerStats":
+                return guest_pb2.ContainerStatsResponse()
+            case "GuestStatus":
+                details = await self.agent("GetGuestDetails", agent_pb2.GuestDetailsRequest())
+                return guest_pb2.GuestStatusResponse(agent_version=details.agent_details.version)
+            case "PrepareContainer" | "PrepareProcess":
+                return self._prepare(method, request)
+            case "SetDnsRelay":
+                if request.addresses:
+                    self._report("a Kata 1.x agent relays no name service: the guest cannot reach "
+                                 + ", ".join(request.addresses))
+                return Empty()
+            case "RemoveInterface":
+                self._report(f"a Kata 1.x agent removes no interface: {request.hw_addr} is merely unplugged")
+                return Empty()
         raise _unsupported({
             "ListAll": "taking over a sandbox whose proxy is gone", "Personalize": "templates and the pool",
             "UpdateUnified": "resources.unified"}.get(method, method))

@@ -24,7 +24,7 @@ from google.protobuf.empty_pb2 import Empty
 from harness.components import Program, proxy, shim
 from harness.kata1 import Kata1Agent
 from harness.stubs import Stubs, read_all
-from kata.agent_client import ChannelClosed
+from kata.agent_client import ChannelClosed, NoAnswer
 from kata.errors import GuestError, UnsupportedError
 from kata.transport.kata1 import Kata1Client
 from kata_agent.protocol import agent_pb2 as pb
@@ -215,6 +215,8 @@ def test_the_guest_goes(agent: Kata1Agent, tmp_path: Path) -> None:
     """Whoever waits is told; nobody waits for ever."""
     async def use(client: Kata1Client) -> None:
         await start(client, "c", "sleep", "1000")
+        with pytest.raises(NoAnswer, match="did not answer WaitProcess"):
+            await client.guest("WaitProcess", guest_pb2.ProcessId(container_id="c"), timeout=0.1)
         waiting = asyncio.ensure_future(wait(client, "c"))
         reading = asyncio.ensure_future(read(client, "c", 1))
         await asyncio.sleep(0)
