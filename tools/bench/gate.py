@@ -22,6 +22,7 @@ class Gated:
     def __init__(self, process: subprocess.Popen[bytes], what: str) -> None:
         assert process.stdin is not None and process.stdout is not None
         self.what = what
+        self.end_input = process.stdin.close
         self.to, self.out = process.stdin.fileno(), process.stdout.fileno()
 
     def go(self) -> float:
