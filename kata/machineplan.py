@@ -20,6 +20,8 @@ TCG_CACHE = 24
 #: twice its 33 MB while it is unpacked.
 LEAST_WITH_INITRD = 192
 LEAST_WITH_IMAGE = 128
+#: MiB of bounce buffers that Linux sets aside where memory may be plugged in, which lies above 4 GiB.
+BOUNCE_BUFFERS = 64
 
 #: ``erms`` promises fast "rep movsb", which TCG does byte by byte.
 # fsrm, which newer QEMUs emulate: Linux 6.1 takes it for granted that erms comes with it.
@@ -92,12 +94,15 @@ def boot(config: RuntimeConfig, options: InvocationOptions, *, prefer_image: boo
                       "run `kata image build`, or name an initrd or image in the configuration")
 
 
-def enough_memory(memory: int, source: Boot) -> int:
+def enough_memory(memory: int, source: Boot, *, hotplug: bool = False) -> int:
     """``memory`` (MiB), or what the guest needs to come up, for flavors whose limits are the machine's memory.
 
     A container with a smaller limit still has that limit, in its cgroup in the guest.
+
+    :param hotplug: memory may be plugged in later.
     """
-    return max(memory, LEAST_WITH_IMAGE if source.image else LEAST_WITH_INITRD)
+    least = LEAST_WITH_IMAGE if source.image else LEAST_WITH_INITRD
+    return max(memory, least + (BOUNCE_BUFFERS if hotplug else 0))
 
 
 def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: Size) -> MachinePlan:
