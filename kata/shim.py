@@ -324,9 +324,11 @@ class Shim:
         except OSError:  # a terminal that hung up
             data = b""
         if data:
-            self.unacked.append((self.stdin_sent, data))
-            self.send(wire.pack_data(wire.STDIN, self.stdin_sent, data))
+            # Counted first: when there is no proxy to send it to, its successor gets it, from this offset on.
+            offset = self.stdin_sent
+            self.unacked.append((offset, data))
             self.stdin_sent += len(data)
+            self.send(wire.pack_data(wire.STDIN, offset, data))
         else:
             self.stdin_eof = True
             self.send(wire.pack_data(wire.STDIN, self.stdin_sent, b"", eof=True))

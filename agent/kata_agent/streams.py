@@ -60,8 +60,9 @@ class OutStream:
         self._wake()
 
     def pull(self) -> None:
-        """Take what is in the pipe now, as far as there is room."""
-        while self._fd >= 0 and self._size < LIMIT and self._take():
+        """Take what is in the pipe now, also beyond the limit: whoever asks wants to know whether that is all."""
+        most = self._size + LIMIT
+        while self._fd >= 0 and self._size < most and self._take(most):
             pass
 
     def discard(self, terminal: bool) -> None:
@@ -133,10 +134,10 @@ class OutStream:
         else:
             self._take()
 
-    def _take(self) -> bool:
-        """Read the pipe once; False when there was nothing."""
+    def _take(self, most: int = LIMIT) -> bool:
+        """Read the pipe once, to hold ``most`` bytes at most; False when there was nothing."""
         try:
-            data = os.read(self._fd, min(_CHUNK, LIMIT - self._size))
+            data = os.read(self._fd, min(_CHUNK, most - self._size))
         except BlockingIOError:
             return False
         except OSError as error:
