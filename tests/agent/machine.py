@@ -23,10 +23,11 @@ class Machine:
 
     :param folder: for sockets, console, share.
     :param image: boot from the root image instead of the initrd.
+    :param tokenless: its kernel command line has no token, as one that a Kata 1.x runtime writes.
     """
 
     def __init__(self, folder: Path, *, image: bool = False, memory: int = 256, cpus: int = 1,
-                 level: str = "debug") -> None:
+                 level: str = "debug", tokenless: bool = False) -> None:
         self.folder = folder
         self.token = secrets.token_bytes(32)
         self.share = folder / "share"
@@ -43,7 +44,9 @@ class Machine:
             file.truncate(1 << 20)
         subprocess.run(["mkfs.ext4", "-q", str(self.disk)], check=True, stdin=subprocess.DEVNULL)
         words = ["console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "rcupdate.rcu_expedited=1",
-                 f"agent.log={level}", "agent.hotplug_timeout=5", f"agent.channel_token={self.token.hex()}"]
+                 f"agent.log={level}", "agent.hotplug_timeout=5"]
+        if not tokenless:
+            words.append(f"agent.channel_token={self.token.hex()}")
         khz = hostfacts.collect().tsc_khz
         if khz:
             words += [f"tsc_early_khz={khz}", "tsc=reliable"]
