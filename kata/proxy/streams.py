@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kata import wire
-from kata.agent_client import AgentClient
+from kata.agent_client import Agent
 from kata_agent.protocol import guest_pb2
 
 WINDOW = 1 << 20  #: bytes on their way to a shim that it has not acknowledged
@@ -33,7 +33,7 @@ class Link(Protocol):
 class Attachment:
     """A shim attached to a process of a container."""
 
-    def __init__(self, agent: AgentClient, container: str, exec_id: str, link: Link,
+    def __init__(self, agent: Agent, container: str, exec_id: str, link: Link,
                  offsets: tuple[int, int, int], terminal: bool, ended: asyncio.Future[int]) -> None:
         self.agent = agent
         self.container = container
