@@ -57,6 +57,7 @@ def create(stubs: Stubs, name: str, *args: str) -> None:
     for kind in ("pid", "mount", "ipc", "uts"):
         spec.Linux.Namespaces.add(Type=kind)
     spec.Mounts.add(type="proc", source="proc", destination="/proc")
+    spec.Mounts.add(type="tmpfs", source="tmpfs", destination="/dev", options=["nosuid", "mode=755"])
     stubs.CreateContainer(container_id=name, exec_id=name, OCI=spec)
 
 
