@@ -60,6 +60,11 @@ def loads(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | Non
         value, end = scan(text, 0)
     except StopIteration as e:
         raise ValueError(f"no JSON value at character {e.value}") from None
+    except SystemError:  # Python 3.11 has no words for what is wrong as long as json.decoder is not imported
+        import json
+
+        json.loads(text)
+        raise
     if end != len(text):
         raise ValueError(f"more than one JSON value: character {end}")
     return value

@@ -324,6 +324,7 @@ class Sandbox:
         """Remove a container; True when the sandbox has none left and its machine is gone."""
         container = self.find(container_id)
         async with container.lock:
+            self.find(container_id)  # somebody else may have removed it meanwhile
             # A process whose shim is gone is on its way out, and as good as stopped.
             if not force and container.record.status() != "stopped":
                 container.require("delete", "created", "stopped")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from kata.contract import MachinePlan
@@ -17,6 +17,7 @@ from kata.vm.qmp import Qmp
 from kata_agent.linux import syscalls
 
 MEMORY_BLOCK = 128  #: MiB; the guest's hotplug granularity on x86-64 (up to 64 GiB)
+EVENT_TIMEOUT = 10.0  #: seconds in which a guest takes or releases a device
 
 
 class Machine:
@@ -233,27 +234,36 @@ class Machine:
         await self._unplug(name)
         await self.qmp.execute("blockdev-del", {"node-name": f"blk-{name}"})
 
-    async def _unplug(self, name: str, timeout: float = 10.0) -> None:
+    async def _unplug(self, name: str) -> None:
         """Ask the guest to release a device and wait for QEMU's word that it did."""
-        released = asyncio.Event()
+        async with self._until("DEVICE_DELETED", lambda data: data.get("device") == name,
+                               f"the guest did not release device {name}"):
+            await self.qmp.execute("device_del", {"id": name})
+        self.ports.pop(name, None)
+
+    @asynccontextmanager
+    async def _until(self, name: str, match: Callable[[Any], bool], late: str) -> AsyncIterator[None]:
+        """Wait at the end for an event that what is done inside brings about.
+
+        :raise VmError: ``late``; it did not come in time.
+        """
+        came = asyncio.Event()
 
         async def listen() -> None:
             async for event in self.qmp.events():
-                data: Any = event.get("data") or {}
-                if event["event"] == "DEVICE_DELETED" and data.get("device") == name:
-                    released.set()
+                if event["event"] == name and match(event.get("data") or {}):
+                    came.set()
                     return
 
         listener = asyncio.ensure_future(listen())
         await asyncio.sleep(0)  # the listener must be there before the answer
         try:
-            await self.qmp.execute("device_del", {"id": name})
-            await asyncio.wait_for(released.wait(), timeout)
+            yield
+            await asyncio.wait_for(came.wait(), EVENT_TIMEOUT)
         except TimeoutError as e:
-            raise VmError(f"the guest did not release device {name} within {timeout:g} s") from e
+            raise VmError(f"{late} within {EVENT_TIMEOUT:g} s") from e
         finally:
             listener.cancel()
-        self.ports.pop(name, None)
 
     # --- size -------------------------------------------------------------------------
 
@@ -278,17 +288,22 @@ class Machine:
         return int(size["base-memory"] + size.get("plugged-memory", 0)) >> 20
 
     async def add_memory(self, mib: int) -> int:
-        """Plug in at least ``mib`` MiB, in whole blocks; return how many."""
+        """Plug in at least ``mib`` MiB, in whole blocks; return how many.
+
+        End state: the guest's kernel knows the memory (ACPI, "_OST"), and its agent can use it.
+        """
         size = -(-mib // MEMORY_BLOCK) * MEMORY_BLOCK
         taken = len(await self.qmp.execute("query-memory-devices"))
         name = f"dimm{taken}"
         await self.qmp.execute("object-add", {
             "qom-type": "memory-backend-ram", "id": f"ram-{name}", "size": size << 20})
-        try:
-            await self.qmp.execute("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"ram-{name}"})
-        except BaseException:
-            await self.qmp.execute("object-del", {"id": f"ram-{name}"})
-            raise
+        async with self._until("ACPI_DEVICE_OST", lambda data: data["info"].get("device") == name,
+                               f"the guest did not take {size} MiB of memory"):
+            try:
+                await self.qmp.execute("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"ram-{name}"})
+            except BaseException:
+                await self.qmp.execute("object-del", {"id": f"ram-{name}"})
+                raise
         return size
 
 
@@ -308,8 +323,8 @@ def _copy_out(source: int, path: str) -> None:
 
 
 def _copy_in(source: int, pipe: int) -> None:
-    """Write a whole file into a pipe; closes the pipe."""
-    with os.fdopen(pipe, "wb", buffering=0) as f:
+    """Write a whole file into a pipe; closes the pipe.  When its reader ends early, that one knows why."""
+    with suppress(BrokenPipeError), os.fdopen(pipe, "wb", buffering=0) as f:
         at = 0
         while data := os.pread(source, 1 << 16, at):
             at += len(data)

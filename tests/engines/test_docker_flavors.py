@@ -49,9 +49,9 @@ def test_side_by_side(docker: Docker, start: Start) -> None:
         assert docker.state(name)["ExitCode"] in (0, 137, 143)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_exit_codes_and_errors(docker: Docker, runtime: str) -> None:
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_exit_codes_and_errors(docker: Docker, name: str) -> None:
     """A process's own code; a missing program is docker's error, with the reason."""
-    assert docker("run", "--rm", "--runtime", runtime, IMAGE, "sh", "-c", "echo out; exit 7").fails(7).out == "out"
-    missing = docker("run", "--rm", "--runtime", runtime, IMAGE, "/no/such/program").fails()
+    assert docker("run", "--rm", "--runtime", name, IMAGE, "sh", "-c", "echo out; exit 7").fails(7).out == "out"
+    missing = docker("run", "--rm", "--runtime", name, IMAGE, "/no/such/program").fails()
     assert "/no/such/program" in missing.stdout + missing.stderr, missing
