@@ -48,11 +48,13 @@ class Factory:
         return run(*self.oci.argv(*self.globals, *words), timeout=timeout)
 
     def keep(self) -> int:
-        """Start a keeper; its pid."""
+        """Start a keeper and wait until it keeps; its pid."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.oci.argv(*self.globals, "factory", "run"), env=environment(),
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        return self.process.pid
+        pid, lock = self.process.pid, self.pool / "lock"
+        eventually("the keeper at its pool", lambda: lock.read_text() == str(pid), 30)
+        return pid
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the keeper; machines stay."""
