@@ -59,7 +59,7 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
         destroy_sandbox(container.sandbox_dir)
         context.log.phase("nothing left of the sandbox")
     # The shim has its exit code by now; one that hangs must not stay.
-    _await_shim(record["pid"], record["pid_start"])
+    await_shim(record["pid"], record["pid_start"])
     end_process(record["pid"], record["pid_start"])
     context.log.phase("shim has ended")
     _poststop(context, container)
@@ -127,7 +127,7 @@ def _another_cgroup(container: state.Container) -> str:
     return ""
 
 
-def _await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
+def await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
     """Let the shim end by itself: it may still be handing the last output to the engine."""
     if not state.alive(pid, started):
         return

@@ -6,7 +6,7 @@ import sys
 
 from kata import state
 from kata.cli.context import Context
-from kata.errors import HostError, UsageError
+from kata.errors import GuestError, HostError, UsageError
 from kata.table import Argument, Namespace, Verb
 
 VERB = Verb("Run the process that was made when the container was created.", arguments=[Argument("ids", "*")])
@@ -31,7 +31,14 @@ def start(context: Context, container: state.Container) -> None:
 
     A failing hook is a warning and the rest goes on (runtime-spec, "Lifecycle", step 10).
     """
-    context.ask(container, "start", timeout=TIMEOUT)
+    try:
+        context.ask(container, "start", timeout=TIMEOUT)
+    except GuestError:
+        # An engine deletes what did not start as soon as it hears of it, if its process has ended.
+        from kata.cli.delete import await_shim
+
+        await_shim(container.record["pid"], container.record["pid_start"])
+        raise
     hooks = container.record["hooks"]["poststart"]
     if hooks:
         from kata.hooks import run_hooks

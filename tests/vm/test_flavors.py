@@ -80,3 +80,5 @@ def test_the_first_process_is_made_at_start(oci: Oci, flavor: str) -> None:
     with oci.container(bundle) as c:
         c.launch_verb("create", globals=("--flavor", flavor)).ok()
         assert "nonexistent" in c.start().fails().stderr
+        assert c.wait(0) != 0 and c.status == "stopped"
+        c.delete().ok()
