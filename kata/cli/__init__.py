@@ -74,7 +74,7 @@ __all__ = ["MANY", "OPTIONS", "VALUE", "VERBS", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program's entry; never raises but for SystemExit."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [*(sys.argv[1:] if argv is None else argv)]  # "list" is a verb of this package
     program = os.path.basename(sys.argv[0]) or "kata"
     try:
         return _main(program, words)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from kata import OCI_VERSION, __version__, state
 from kata.build import COMMIT
-from kata.cli import merged
+from kata.cli import main, merged
 
 PROGRAMS = {"kata-runtime": "unified", "cc-runtime": "clear", "runv": "runv"}
 KATA_VERSION = f"{{program}}  : {__version__}\n   commit   : {COMMIT}\n   OCI specs: {OCI_VERSION}\n"
@@ -60,11 +63,11 @@ ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
 
 def answer(program: str, words: list[str], home: Path, **environ: str) -> tuple[int, str]:
     """Exit code and all that is printed when the program of that name is called."""
-    code = "import sys; sys.argv[0] = sys.argv.pop(1); from kata.cli import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, program, *words], capture_output=True, text=True, timeout=60, check=False,
-        env={"PATH": "/usr/bin:/bin", "KATA_HOST_FILE": str(home / "host.toml"), **environ})
-    return done.returncode, done.stdout + done.stderr
+    said = io.StringIO()
+    variables = {"PATH": "/usr/bin:/bin", "KATA_HOST_FILE": str(home / "host.toml"), **environ}
+    with (mock.patch.object(sys, "argv", [program, *words]), mock.patch.dict(os.environ, variables, clear=True),
+          contextlib.redirect_stdout(said), contextlib.redirect_stderr(said)):
+        return main(), said.getvalue()
 
 
 @pytest.mark.parametrize("words", ANSWERS)

@@ -58,8 +58,9 @@ def test_plans_survive_json() -> None:
         from_json(Whole, {"parts": [], "more": {}, "x": 1})
 
 
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-                      | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda v: st.lists(v, max_size=5) | st.dictionaries(st.text(max_size=9), v, max_size=5), max_leaves=12)
 
 
 @given(VALUES)
