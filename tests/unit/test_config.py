@@ -195,7 +195,7 @@ def test_what_is_not_toml(file: Path, data: bytes, text: str) -> None:
     assert text in str(e.value).replace(str(file), "FILE") and len(str(e.value)) < 300
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.binary(max_size=80), st.text("[]={}\"'#.\n \\runtimeabg1", max_size=80).map(str.encode)))
 def test_any_bytes_are_settings_or_one_error(file: Path, data: bytes) -> None:
     file.write_bytes(data)

@@ -298,7 +298,7 @@ def test_output_without_end() -> None:
     """No more is on its way to a shim than it acknowledges."""
     link = Link()
     with pytest.raises(TimeoutError):
-        attached(Guest(lambda r: guest_pb2.ReadResponse(offset=r.offset, data=bytes(CHUNK))), link, 0.5)
+        attached(Guest(lambda r: guest_pb2.ReadResponse(offset=r.offset, data=bytes(CHUNK))), link, 0.2)
     assert sum(len(payload) - 8 for kind, _f, payload in link.sent if kind == wire.DATA) <= WINDOW
 
 
@@ -311,7 +311,7 @@ def test_acknowledgement_of_what_was_never_sent() -> None:
 
     with pytest.raises((TimeoutError, VmError)):
         attached(Guest(lambda r: guest_pb2.ReadResponse(offset=r.offset),
-                       lambda _r: guest_pb2.WriteResponse(received=(1 << 64) - 1)), link, 0.5, stdin=b"abc")
+                       lambda _r: guest_pb2.WriteResponse(received=(1 << 64) - 1)), link, 0.2, stdin=b"abc")
     (ack,) = [payload for kind, _f, payload in link.sent if kind == wire.ACK]
     from kata.shim import Shim
 

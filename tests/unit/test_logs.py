@@ -6,6 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from kata.proxy import logs
 
 
@@ -28,7 +30,8 @@ def test_a_writer_that_appends_goes_on_at_the_start(tmp_path: Path) -> None:
     assert len(kept) == logs.KEPT and kept.endswith(b"the end\n")
 
 
-def test_growth_is_seen(tmp_path: Path) -> None:
+def test_growth_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "REST", 0.05)
     for name in logs.NAMES:
         (tmp_path / name).write_bytes(b"")
 
@@ -40,7 +43,7 @@ def test_growth_is_seen(tmp_path: Path) -> None:
                     writer.write(b"x" * (logs.LIMIT + 1))
                     async with asyncio.timeout(10):
                         while (tmp_path / "qemu.log").stat().st_size:
-                            await asyncio.sleep(0.05)
+                            await asyncio.sleep(0.01)
         finally:
             watched.close()
 

@@ -355,7 +355,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [p for k, v in items for p in [(value, k), *places(v)]]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), junk=st.lists(_junk, min_size=1, max_size=3), drop=st.booleans())
 def test_mutated_configuration_raises_only_our_errors(folder: Path, seed: int, junk: list[Any], drop: bool) -> None:
     config = copy.deepcopy(CONFIG)
@@ -383,7 +383,7 @@ def test_mutated_configuration_raises_only_our_errors(folder: Path, seed: int, j
             json.dumps([plan.spec, plan.extras, plan.storages]).encode()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_any_bytes_raise_only_our_errors(folder: Path, data: bytes) -> None:
     (folder / "config.json").write_bytes(data)

@@ -196,7 +196,7 @@ _rule = st.tuples(st.lists(st.sampled_from(sorted(NUMBERS)), min_size=1, max_siz
                   st.lists(_condition, max_size=3))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(rules=st.lists(_rule, max_size=4), args=st.tuples(_values, _values, _values),
        call=st.sampled_from(sorted(set(NUMBERS) - {"clone3"})))
 def test_any_rules_decide_as_they_say(rules: list[tuple[list[str], list[tuple[int, str, int, int]]]],

@@ -286,7 +286,7 @@ class _Transport(asyncio.Transport):
         self.over = True
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(pieces=st.lists(st.one_of(frames(), st.binary(max_size=64)), max_size=30), client=st.booleans(),
        cut=st.integers(1, 50))
 def test_any_bytes_are_bounded(pieces: list[bytes], client: bool, cut: int) -> None:
