@@ -181,8 +181,8 @@ class Creation:
             network = netns.create()
             close.callback(os.close, network)
         state.write_json(f"{self.directory}/sandbox.json", {
-            "version": state.VERSION, "id": self.sandbox_id, "root": self.root, "flavor": self.backend.name,
-            "plan": to_json(plan), "containers": {}, "netns": self.bundle.netns})
+            "version": state.VERSION, "id": self.sandbox_id, "root": self.root, "root_id": state.identity(self.root),
+            "flavor": self.backend.name, "plan": to_json(plan), "containers": {}, "netns": self.bundle.netns})
         start_proxy(self.directory, network, self.cgroup.join)
         return network
 
@@ -192,10 +192,9 @@ class Creation:
         Without one that is given it is the machine's own, which is new.
         """
         record = state.read_json(f"{self.directory}/sandbox.json")
-        root = os.stat(self.root)
         with Client(f"{self.directory}/proxy.sock") as proxy:
             proxy.request("adopt", fds=[given] if given >= 0 else [], plan=to_json(plan), root=self.root,
-                          root_id=[root.st_dev, root.st_ino], netns=self.bundle.netns)
+                          root_id=state.identity(self.root), netns=self.bundle.netns)
         for name in ("proxy", "qemu"):
             self.cgroup.add(record[name]["pid"])
         if given >= 0:
@@ -315,3 +314,13 @@ def sandbox_lives(directory: str) -> bool:
         return False
     processes: list[Mapping[str, Any]] = [record.get("proxy") or {}, record.get("qemu") or {}]
     return any(state.alive(p.get("pid", 0), p.get("start", 0)) for p in processes)
+
+
+def out_of_sight(directory: str) -> bool:
+    """Whether a sandbox that is running has its records on a file system that is not mounted here."""
+    try:
+        record = state.read_json(f"{directory}/sandbox.json")
+    except (FileNotFoundError, KataError):
+        return False
+    there = record.get("root_id")
+    return bool(there) and sandbox_lives(directory) and state.identity(record["root"]) != there

@@ -252,6 +252,15 @@ def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Co
     return Container(root, container_id, {"version": VERSION, **record})
 
 
+def identity(root: str) -> list[int]:
+    """Device and inode of a root of records as it is seen from here; [] where there is none."""
+    try:
+        found = os.stat(root)
+    except OSError:
+        return []
+    return [found.st_dev, found.st_ino]
+
+
 def stale_folders() -> list[str]:
     """Folders of verbs that were killed while they made or removed a record."""
     found = []

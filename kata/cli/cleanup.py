@@ -52,7 +52,12 @@ def _containers(context: Context) -> list[tuple[str, Callable[[], None]]]:
 
 
 def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
-    """Sandboxes that no container record points to."""
+    """Sandboxes that no container record points to.
+
+    One that lives and has its records where they cannot be seen from here, on a
+    mount of another namespace, is its owner's.
+    """
+    from kata.sandbox import out_of_sight
     from kata.teardown import destroy_sandbox
 
     top = f"{state.RUN_DIR}/sandboxes"
@@ -60,7 +65,7 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
     keys = sorted(os.listdir(top)) if os.path.isdir(top) else []
     used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
     return [(f"sandbox {key} (no container is in it)", partial(destroy_sandbox, state.sandbox_dir(key)))
-            for key in keys if key not in used]
+            for key in keys if key not in used and not out_of_sight(state.sandbox_dir(key))]
 
 
 def _folders(context: Context) -> list[tuple[str, Callable[[], None]]]:

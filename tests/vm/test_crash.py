@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -184,27 +184,11 @@ def test_hung_proxy_deleted(oci: Oci) -> None:
 # --- a namespace that outlives the sandbox ------------------------------------------------
 
 
-@pytest.fixture
-def wired(tag: str) -> Iterator[NetworkNamespace]:
-    inner = NetworkNamespace(f"{tag}-crash").create()
-    try:
-        inner.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0").ok()
-        for name, address in (("eth0", "10.214.7.2/24"), ("peer0", "10.214.8.1/24")):
-            inner.run("ip", "address", "add", address, "dev", name).ok()
-            inner.run("ip", "link", "set", name, "up").ok()
-        yield inner
-    finally:
-        inner.delete()
-
-
 @pytest.mark.parametrize("victims", [(), ("qemu",), ("proxy",), ("proxy", "qemu"), ("proxy", "qemu", "shim")],
                          ids=lambda v: "+".join(v) or "nobody")
 def test_engines_network_is_left_clean(oci: Oci, wired: NetworkNamespace, victims: tuple[str, ...]) -> None:
     """Filters, taps and settings go from a namespace that stays, whoever was killed; another sandbox can use it."""
-    bundle = oci.bundle()
-    bundle.linux["namespaces"] = [
-        {"type": "network", "path": str(wired.path)} if n["type"] == "network" else n
-        for n in bundle.linux["namespaces"]]
+    bundle = oci.bundle().in_network(wired.path)
     with oci.running(bundle) as c:
         assert "ingress" in wired.run("tc", "qdisc", "show", "dev", "eth0").stdout
         parts = Parts(oci.root, c.id)
@@ -331,3 +315,19 @@ def test_foreground_verbs_killed(oci: Oci) -> None:
     assert json.loads(oci.verb("state", id).ok().stdout)["status"] == "running"
     oci.verb("delete", "--force", id).ok()
     assert_nothing_left(oci.root, id, (str(bundle.path),))
+
+
+def test_cleanup_leaves_what_it_cannot_see(oci: Oci) -> None:
+    """Records on a mount of another namespace: the sandbox is not an orphan."""
+    root = oci.work_dir / "apart"
+    root.mkdir()
+    bundle, id = oci.bundle("sleep 1000").write(), oci.new_id()
+    kata = [oci.runtime.path, "--root", str(root)]
+    script = (f'mount -t tmpfs none {root} && "$@" run -d --bundle {bundle.path} {id} </dev/null >/dev/null 2>&1;'
+              f' echo $?; read go; "$@" exec {id} echo lives; "$@" delete --force {id}; echo $?')
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *kata]
+    with subprocess.Popen(argv, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as apart:
+        assert apart.stdin and apart.stdout
+        assert apart.stdout.readline() == "0\n"
+        said = oci.verb("cleanup").ok().stdout
+        assert apart.communicate("go\n", timeout=60)[0] == "lives\n0\n", said
