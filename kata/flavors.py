@@ -39,11 +39,15 @@ class Host(Record):
 
 
 class Choice(Record):
-    """A flavor and who asked for it; ``by_host``: nobody but the host's default."""
+    """A flavor and who asked for it; ``by_host``: nobody but the host's default.
+
+    ``problem``: the host's file is wrong.  It keeps nobody from driving what runs, only from making more.
+    """
 
     name: str
     origin: str
     by_host: bool = False
+    problem: ConfigError | None = None
 
 
 def host_file(environ: Mapping[str, str]) -> str:
@@ -67,7 +71,6 @@ def choose(option: str, environ: Mapping[str, str], program: str) -> Choice:
     """The flavor: ``--flavor``, KATA_FLAVOR, the program's name, the host's default, ``unified``.
 
     :raise UsageError: option and program name ask for different flavors.
-    :raise ConfigError: the host's file is wrong.
     """
     name = os.path.basename(program)
     by_program = PROGRAMS.get(name, "")
@@ -80,7 +83,10 @@ def choose(option: str, environ: Mapping[str, str], program: str) -> Choice:
         return Choice(environ[VARIABLE], VARIABLE)
     if by_program:
         return Choice(by_program, f"the program name {name!r}")
-    settings = host(host_file(environ))
+    try:
+        settings = host(host_file(environ))
+    except ConfigError as e:
+        return Choice(DEFAULT, "the default", by_host=True, problem=e)
     if settings.default_flavor:
         return Choice(settings.default_flavor, settings.place, by_host=True)
     return Choice(DEFAULT, "the default")

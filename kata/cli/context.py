@@ -87,6 +87,8 @@ class Context:
 
         :raise ConfigError: there is none.
         """
+        if self.flavor.problem is not None:
+            raise self.flavor.problem
         if self._backend is None:
             from kata import loader
 

@@ -89,6 +89,11 @@ class Bundle:
         self.process["args"] = ["/bin/sh", "-c", script]
         return self
 
+    def in_network(self, path: Path) -> Bundle:
+        """Give the container the network namespace at ``path``."""
+        next(n for n in self.linux["namespaces"] if n["type"] == "network")["path"] = str(path)
+        return self
+
     def bind(self, source: Path | str, destination: str, *options: str) -> Bundle:
         """Add a bind mount (``rbind`` unless an option says otherwise)."""
         kind = [] if {"bind", "rbind"} & set(options) else ["rbind"]

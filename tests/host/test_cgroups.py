@@ -171,6 +171,7 @@ def test_oom_is_signalled_and_nobody_is_harmed(cgroup: Cgroup) -> None:
         cgroups.signal_oom(cgroup.path)
         assert os.eventfd_read(fd) > 0
         assert [read(f"{directory}/{name}") for name in names] == before
+        assert "oom_kill_disable 0" in read(f"{directory}/memory.oom_control")
         assert pids_of(directory) == [greedy.pid]
         assert not os.path.exists(directory + ASIDE)
     assert greedy.stdout.read(1) == b"d"

@@ -182,6 +182,16 @@ def test_a_broken_default_can_be_mended(tmp_path: Path) -> None:
     assert answer("kata", ["flavor", "set", "unified"], tmp_path)[0] == 0
 
 
+def test_a_broken_host_file_keeps_nobody_from_driving(stopped: Path) -> None:
+    """What runs is driven to its end; what needs the file names its line."""
+    (stopped / "host.toml").write_text("[runtime]\ndefault_flavour = 1\n")
+    assert answer("kata", ["--root", str(stopped), "state", "c"], stopped)[0] == 0
+    bundle = write_bundle(stopped)
+    for words in (["--root", str(stopped), "create", "--bundle", bundle, "x"], ["flavor"], ["roadmap"]):
+        code, text = answer("kata", words, stopped)
+        assert code == 1 and "host.toml:2" in text and "default_flavor" in text, text
+
+
 def test_phases(tmp_path: Path) -> None:
     """On, and back: what is refused, what is the default, what is said."""
     host = tmp_path / "host.toml"

@@ -95,11 +95,7 @@ def test_used_tap(oci: Oci, tag: str) -> None:
         network.run("ip", "link", "set", "eth0", "up").ok()
         name = names.tap(_index(network, "eth0"))
         network.run("ip", "link", "add", name, "type", "bridge").ok()
-        id, bundle = oci.new_id(), oci.bundle()
-        bundle.linux["namespaces"] = [
-            {"type": "network", "path": str(network.path)} if n["type"] == "network" else n
-            for n in bundle.linux["namespaces"]]
-        bundle.write()
+        id, bundle = oci.new_id(), oci.bundle().in_network(network.path).write()
         result = run(*oci.argv("run", "--bundle", str(bundle.path), id), timeout=60).fails(1)
         assert name in result.stderr and "in use" in result.stderr and "Traceback" not in result.stderr, result
         assert_nothing_left(oci.root, id, (str(bundle.path),))

@@ -40,7 +40,7 @@ def test_a_machine_as_planned(oci: Oci, network: NetworkNamespace, flavor: str) 
     vcpus, joined = EXPECTED[flavor]
     bundle = oci.bundle(COUNTER)
     bundle.linux["resources"].update({"memory": {"limit": LIMIT * MIB}, "cpu": {"quota": 100000, "period": 100000}})
-    next(n for n in bundle.linux["namespaces"] if n["type"] == "network")["path"] = str(network.path)
+    bundle.in_network(network.path)
     with oci.container(bundle) as c:
         c.launch_verb("create", globals=("--flavor", flavor)).ok()
         c.start().ok()

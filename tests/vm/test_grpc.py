@@ -15,33 +15,12 @@ from google.protobuf import empty_pb2
 
 from harness.oci import Container, Oci
 from harness.sandbox import Parts
+from harness.stubs import Stubs
 from harness.wait import eventually
 from kata_agent.protocol import agent_pb2 as pb
 from kata_agent.protocol import health_pb2
-from kata_agent.protocol.ttrpc import method_table
 
 pytestmark = pytest.mark.vm_only
-
-METHODS = method_table([pb.DESCRIPTOR, health_pb2.DESCRIPTOR])
-
-
-class Stubs:
-    """``stubs.Name(field=value, ...)`` for every rpc of AgentService and Health."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._calls = {
-            name: (channel.unary_unary(f"/{service}/{name}", request_serializer=method.request.SerializeToString,
-                                       response_deserializer=method.response.FromString), method.request)
-            for (service, name), method in METHODS.items()}
-
-    def __getattr__(self, name: str) -> Any:
-        call, request = self._calls[name]
-
-        def ask(message: Any = None, timeout: float = 30, **fields: Any) -> Any:
-            return call(request(**fields) if message is None else message, timeout=timeout)
-
-        return ask
-
 
 @pytest.fixture(scope="module")
 def box(oci: Oci) -> Iterator[Container]:

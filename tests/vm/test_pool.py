@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.bundle import Bundle
 from harness.factory import Factory, factory, pids
 from harness.netns import NetworkNamespace
 from harness.oci import Container, Oci
@@ -99,37 +98,18 @@ def test_claims_at_the_same_time(oci: Oci, pool: Factory) -> None:
         assert_nothing_left(oci.root, id, (str(bundle.path),))
 
 
-@pytest.fixture
-def wired(tag: str) -> Iterator[NetworkNamespace]:
-    inner = NetworkNamespace(f"{tag}-pool").create()
-    try:
-        inner.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0").ok()
-        for name, address in (("eth0", "10.214.17.2/24"), ("peer0", "10.214.17.1/24")):
-            inner.run("ip", "address", "add", address, "dev", name).ok()
-            inner.run("ip", "link", "set", name, "up").ok()
-        yield inner
-    finally:
-        inner.delete()
-
-
-def in_network(bundle: Bundle, network: NetworkNamespace) -> Bundle:
-    bundle.linux["namespaces"] = [{"type": "network", "path": str(network.path)} if n["type"] == "network" else n
-                                  for n in bundle.linux["namespaces"]]
-    return bundle
-
-
 @pytest.mark.parametrize("victims", [("proxy",), ("proxy", "qemu")], ids="+".join)
 def test_engines_network(oci: Oci, pool: Factory, wired: NetworkNamespace, victims: tuple[str, ...]) -> None:
     """A namespace that is given: its interface is in the guest, others join by it, a new proxy finds it, and it is
     left clean whoever dies."""
     mac = json.loads(wired.run("ip", "-j", "link", "show", "eth0").ok().stdout)[0]["address"]
-    with oci.container(in_network(oci.bundle(), wired)) as c:
+    with oci.container(oci.bundle().in_network(wired.path)) as c:
         create(pool, c)
         c.start().ok()
         parts = Parts(oci.root, c.id)
         assert claimed(pool, c)
         assert mac in c.exec("ip", "link", "show", "eth0").ok().out
-        with oci.container(in_network(oci.bundle(), wired)) as second:
+        with oci.container(oci.bundle().in_network(wired.path)) as second:
             create(pool, second)
             second.start().ok()
             assert second.exec("ip", "-o", "address").ok().out.count("10.214.17.2/24") == 1

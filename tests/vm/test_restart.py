@@ -204,7 +204,7 @@ def test_parallel_revives_start_one_proxy(oci: Oci) -> None:
 
 
 @pytest.fixture
-def wired(tag: str) -> Iterator[NetworkNamespace]:
+def between(tag: str) -> Iterator[NetworkNamespace]:
     """A network namespace with one end of a veth pair, as engines make it; the other end is in the peer's."""
     peer = NetworkNamespace(f"{tag}-peer").create()
     inner = NetworkNamespace(f"{tag}-net").create()
@@ -220,13 +220,10 @@ def wired(tag: str) -> Iterator[NetworkNamespace]:
         peer.delete()
 
 
-def test_network_stays(oci: Oci, wired: NetworkNamespace, tag: str) -> None:
+def test_network_stays(oci: Oci, between: NetworkNamespace, tag: str) -> None:
     """The same wire carries on, interfaces that come later are seen, and nothing is left in an engine's namespace."""
     peer = NetworkNamespace(f"{tag}-peer")
-    bundle = oci.bundle()
-    bundle.linux["namespaces"] = [
-        {"type": "network", "path": str(wired.path)} if n["type"] == "network" else n
-        for n in bundle.linux["namespaces"]]
+    bundle = oci.bundle().in_network(between.path)
     with oci.running(bundle) as c:
         ping = ("ping", "-c", "1", "-W", "10", "10.213.7.1")
         c.exec(*ping).ok()
@@ -235,17 +232,17 @@ def test_network_stays(oci: Oci, wired: NetworkNamespace, tag: str) -> None:
         parts.kill_proxy()
         c.exec(*ping).ok()
         assert parts.record()["wires"] == wires, "the wire was made anew"
-        peer.run("ip", "link", "add", "host1", "type", "veth", "peer", "name", "eth1", "netns", wired.name).ok()
+        peer.run("ip", "link", "add", "host1", "type", "veth", "peer", "name", "eth1", "netns", between.name).ok()
         peer.run("ip", "address", "add", "10.213.8.1/24", "dev", "host1").ok()
         peer.run("ip", "link", "set", "host1", "up").ok()
-        wired.run("ip", "address", "add", "10.213.8.2/24", "dev", "eth1").ok()
-        wired.run("ip", "link", "set", "eth1", "up").ok()
+        between.run("ip", "address", "add", "10.213.8.2/24", "dev", "eth1").ok()
+        between.run("ip", "link", "set", "eth1", "up").ok()
         eventually("eth1 in the guest", lambda: "10.213.8.2" in c.exec("ip", "address").stdout, 30, 0.5)
         parts.kill_proxy()
         c.exec("ping", "-c", "1", "-W", "10", "10.213.8.1").ok()
         c.delete("--force").ok()
-        assert "ingress" not in wired.run("tc", "qdisc", "show").stdout
-        assert "kata" not in wired.run("ip", "link").stdout
+        assert "ingress" not in between.run("tc", "qdisc", "show").stdout
+        assert "kata" not in between.run("ip", "link").stdout
 
 
 # --- killed in the middle of a verb ------------------------------------------------------

@@ -185,9 +185,7 @@ def test_clones_are_distinct(oci: Oci, made: Factory, networks: list[NetworkName
     made.stop()  # else more would come out of the pool
 
     def launch(n: int) -> Container:
-        bundle = oci.bundle().merge({"hostname": f"clone{n}"})
-        bundle.linux["namespaces"] = [{"type": "network", "path": str(networks[n].path)} if x["type"] == "network"
-                                      else x for x in bundle.linux["namespaces"]]
+        bundle = oci.bundle().merge({"hostname": f"clone{n}"}).in_network(networks[n].path)
         container = Container(oci, oci.new_id(), bundle.write())
         containers.append(container)
         container.launch_verb("create", globals=made.globals, timeout=120).ok()
