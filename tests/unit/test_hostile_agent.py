@@ -137,7 +137,7 @@ def test_never_answers() -> None:
             await peer.request()
 
     async def host(client: AgentClient) -> None:
-        await refuses(client, VmError, r"did not answer Check within 0\.2 s", 0.2)
+        await refuses(client, VmError, r"did not answer Check within 0\.05 s", 0.05)
 
     against(guest, host)
 
@@ -152,8 +152,8 @@ def test_never_reads() -> None:
     async def host(client: AgentClient) -> None:
         data = guest_pb2.WriteRequest(container_id="c", data=bytes(2 << 20))
         for _ in range(3):
-            with pytest.raises(VmError, match=r"did not answer WriteStream within 0\.2 s"):
-                await client.guest("WriteStream", data, 0.2)
+            with pytest.raises(VmError, match=r"did not answer WriteStream within 0\.05 s"):
+                await client.guest("WriteStream", data, 0.05)
 
     against(guest, host)
 

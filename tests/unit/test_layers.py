@@ -129,30 +129,52 @@ def tree(module: str) -> ast.Module:
     return ast.parse(text(module))
 
 
-def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """All statements but those under ``if TYPE_CHECKING``; expressions are not looked into, for speed."""
-    for statement in body:
-        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+def import_statements(module: str) -> Iterator[tuple[int, ast.stmt]]:
+    """(line, statement) of every import that is carried out.
+
+    Lines are looked at, and only imports are parsed: a tree of everything takes
+    a second.
+    """
+    lines = text(module).splitlines()
+    checked_only = -1  # indentation of the ``if TYPE_CHECKING`` that the line is in
+    number, quoted = 0, False
+    while number < len(lines):
+        line = lines[number]
+        number += 1
+        if line.count('"""') % 2:
+            quoted = not quoted
+        if quoted:
             continue
-        yield statement
-        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
-            for child in getattr(statement, part, ()):
-                yield from statements([child] if isinstance(child, ast.stmt) else child.body)
+        words = line.lstrip()
+        if not words:
+            continue
+        indentation = len(line) - len(words)
+        if indentation <= checked_only:
+            checked_only = -1
+        if words.startswith("if ") and "TYPE_CHECKING" in words:
+            checked_only = indentation
+        if checked_only >= 0 or not words.startswith(("import ", "from ")):
+            continue
+        first = number
+        while "(" in words and ")" not in words and number < len(lines):
+            words += lines[number].partition("#")[0]
+            number += 1
+        yield first, ast.parse(words).body[0]
 
 
 @functools.cache
 def imports(module: str) -> list[tuple[int, str]]:
     """(line, imported module) of every import, also those inside functions."""
     found = []
-    for node in statements(tree(module).body):
+    for line, node in import_statements(module):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, name.name) for name in node.names]
+            found += [(line, name.name) for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{module}: relative import"
             for name in node.names:
                 full = f"{node.module}.{name.name}"
                 is_module = full in SOURCES or node.module in ("kata_agent", "kata_agent.protocol", "google")
-                found.append((node.lineno, full if is_module else node.module))
+                found.append((line, full if is_module else node.module))
     return found
 
 
