@@ -197,7 +197,8 @@ async def adopt(sandbox: Sandbox, plan: SandboxPlan, root: str, root_id: Sequenc
         raise HostError(f"{root} is not in reach of the machine's proxy")
     sandbox.pooled = False
     sandbox.record.data.pop("warm_up")
-    sandbox.record.update(id=plan.id, root=root, root_id=list(root_id), flavor=plan.flavor, plan=to_json(plan), netns=network)
+    sandbox.record.update(id=plan.id, root=root, root_id=list(root_id), flavor=plan.flavor, plan=to_json(plan),
+                          netns=network)
     sandbox.plan = sandbox.network.plan = plan
     if fds:
         netns.pin(fds[0], f"{sandbox.directory}/{NETWORK}")
