@@ -27,7 +27,7 @@ LAYERS = [
      "kata.process", "kata.spawn", "kata.table", "kata.personality"],
     # 2: one host facility each
     ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
-     "kata.hooks", "kata.template", "kata.joining", "kata.machineplan", "kata.pods"],
+     "kata.hooks", "kata.template", "kata.joining", "kata.machineplan", "kata.pods", "kata.changes"],
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
