@@ -19,6 +19,8 @@ from typing import BinaryIO
 from kata.errors import HostError
 
 LAST_LINES = 5  #: lines of a failed command's output that its error repeats
+PIPE = subprocess.PIPE
+TimeoutExpired = subprocess.TimeoutExpired
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,28 @@ def run(
     return result
 
 
+def start(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: int | BinaryIO = subprocess.DEVNULL,
+    output: int | BinaryIO = subprocess.PIPE,
+    env: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> subprocess.Popen[bytes]:
+    """Start a command that goes on, in a session of its own; who calls ends it.
+
+    :param stdin: what it reads from; by default nothing.
+    :param output: what takes its output and errors; by default a pipe.
+    :raise HostError: not found, or not to be executed.
+    """
+    args = [os.fspath(a) for a in argv]
+    try:
+        return subprocess.Popen(args, stdin=stdin, stdout=output, stderr=subprocess.STDOUT,
+                                env=None if env is None else dict(env), start_new_session=True)
+    except OSError as e:
+        raise HostError(f"cannot run {args[0]}: {e.strerror}", hint or f"install {args[0]}") from e
+
+
 def follow(
     argv: Sequence[str | os.PathLike[str]],
     line: Callable[[str], None],
@@ -111,11 +135,7 @@ def follow(
     :raise HostError: not found, killed by the timeout, or failed.
     """
     args = [os.fspath(a) for a in argv]
-    try:
-        process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   env=None if env is None else dict(env), start_new_session=True)
-    except OSError as e:
-        raise HostError(f"cannot run {args[0]}: {e.strerror}", hint or f"install {args[0]}") from e
+    process = start(args, env=env, hint=hint)
     late = threading.Event()
 
     def kill() -> None:
