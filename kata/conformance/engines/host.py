@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,8 +125,8 @@ class Daemon:
         ended = os.pidfd_open(daemon.pid)
         try:
             while True:
-                readable, _, _ = select.select([told, ended], [], [], max(0.0, end - time.monotonic()))
-                if told in readable:
+                readable, _, _ = select.select([told.fileno(), ended], [], [], max(0.0, end - time.monotonic()))
+                if told.fileno() in readable:
                     if b"READY=1" in told.recv(4096).split(b"\n"):
                         return
                     continue
@@ -136,6 +136,11 @@ class Daemon:
                 raise HostError(f"{self.name} did not say within {READY:g} s that it is ready: {self.said()}")
         finally:
             os.close(ended)
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 when it does not run."""
+        return 0 if self._process is None else self._process.pid
 
     def said(self) -> str:
         """The last lines it wrote."""
@@ -239,15 +244,15 @@ def wrapper(folder: Path, name: str, command: Sequence[str]) -> Path:
     return path
 
 
-def processes(needles: Sequence[str]) -> list[str]:
-    """Live processes whose command line names one of these: ``PID COMMAND``."""
+def processes(needles: Sequence[str], but: Collection[int] = ()) -> list[str]:
+    """Live processes, ``but`` these, whose command line names one of the needles: ``PID COMMAND``."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             line = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it ended
             continue
-        if int(entry) != os.getpid() and any(n in line for n in needles):
+        if int(entry) not in (os.getpid(), *but) and any(n in line for n in needles):
             found.append(f"{entry} {line}")
     return found
 
