@@ -68,7 +68,8 @@ class Docker:
         """
         for path in (self.folder, self.data):
             path.mkdir(parents=True, exist_ok=True)
-        table = {runtime_name(name): {"path": argv[0], "runtimeArgs": list(argv[1:])} for name, argv in self._runtimes.items()}
+        table = {runtime_name(name): {"path": argv[0], "runtimeArgs": list(argv[1:])}
+                 for name, argv in self._runtimes.items()}
         (self.folder / "daemon.json").write_text(json.dumps({"runtimes": table}))
         self.netns.create()
         self.containerd.start()
