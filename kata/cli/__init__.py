@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "kernel": ("kernel", "build, list and select guest kernels"),
     "factory": ("factory", "make, show or remove templates of machines"),
     "flavor": ("flavor", "show the flavors, or set the host's default"),
+    "migrate": ("migrate", "carry configuration and containers over to the unified flavor, or back"),
     "roadmap": ("roadmap", "show or set where this host is on the way to one runtime"),
     "kata-env": ("env", "print the configuration and the host's abilities"),
     "kata-check": ("check", "check whether this host can run containers"),
@@ -213,7 +214,7 @@ def _verb(context: Context, verbs: Mapping[str, tuple[str, str]], name: str, wor
     if not hasattr(module, "VERB"):
         from kata.cli import full
 
-        return full.run_click(context.program, name, module.command, words)
+        return full.run_click(context.program, name, module.command, words, context)
     verb = module.VERB
     parsed = parse(verb.options, verb.arguments, verb.passthrough, words)
     if parsed is not None:

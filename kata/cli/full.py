@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kata.errors import UsageError
 from kata.table import FLAG, INT, MANY, OPTIONAL, Argument, Namespace, Option, Verb
+
+if TYPE_CHECKING:
+    from kata.cli.context import Context
 
 
 def _parameter(option: Option) -> click.Option:
@@ -104,13 +107,13 @@ def parse_verb(program: str, name: str, verb: Verb, argv: Sequence[str]) -> Name
         raise SystemExit(e.exit_code) from e
 
 
-def run_click(program: str, name: str, group: click.Command, argv: Sequence[str]) -> int:
-    """Run a command that is click through and through (image, kernel, ...).
+def run_click(program: str, name: str, group: click.Command, argv: Sequence[str], context: Context) -> int:
+    """Run a command that is click through and through (image, kernel, ...); ``context`` is its ``obj``.
 
     :raise UsageError: as above.
     """
     try:
-        result = group.main(list(argv), prog_name=f"{program} {name}", standalone_mode=False)
+        result = group.main(list(argv), prog_name=f"{program} {name}", standalone_mode=False, obj=context)
     except click.ClickException as e:
         raise UsageError(e.format_message()) from e
     except click.exceptions.Exit as e:

@@ -19,6 +19,7 @@ from kata.errors import HostError, InUse, KataError, NotFound, VmError
 from kata.joining import NETWORK
 from kata.network import netns
 from kata.planjson import from_json, to_json
+from kata.proxy.become import finish
 from kata.proxy.container import Container
 from kata.proxy.log import log
 from kata.proxy.warmup import run_container
@@ -265,6 +266,7 @@ async def take_over(sandbox: Sandbox) -> None:
                     sandbox.spawn(_expect_shim(sandbox, container, exec_id))
         if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
             container.set_status(guest[container_id].state)
+    finish(sandbox)
     await sandbox.network.resume()
     if halted:
         sandbox.network.hold()

@@ -14,6 +14,7 @@ from kata.contract import ContainerPlan, SandboxPlan
 from kata.errors import HostError, KataError, NotFound, UsageError, WrongState
 from kata.planjson import from_json
 from kata.proxy import convert, pausing, stats
+from kata.proxy.become import become
 from kata.proxy.boot import adopt
 from kata.proxy.container import Container
 from kata.proxy.control import Connection
@@ -71,6 +72,12 @@ class Operations:
     async def op_adopt(self, _c: Connection, r: Request, fds: list[int]) -> dict[str, Any]:
         """Become the sandbox of whoever has claimed this machine."""
         await adopt(self.sandbox, from_json(SandboxPlan, r["plan"]), r["root"], r["root_id"], r["netns"], fds)
+        return {}
+
+    async def op_become(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
+        """Carry the sandbox and its containers over to another flavor."""
+        await asyncio.shield(self.sandbox.ready)
+        become(self.sandbox, r["flavor"], r["backend"], r["plans"])
         return {}
 
     async def op_create(self, _c: Connection, r: Request, fds: list[int]) -> dict[str, Any]:

@@ -364,8 +364,12 @@ class Sandbox:
                 and not self.plan.guest_hook_path)
 
     async def resize(self, vcpus: int, memory: int) -> None:
-        """Grow the machine to ``vcpus`` and ``memory`` MiB; it never shrinks by unplugging."""
+        """Grow the machine to ``vcpus`` and ``memory`` MiB, if it has room; it never shrinks by unplugging."""
         await asyncio.shield(self.ready)
+        machine = self.plan.machine
+        if machine.max_memory == machine.memory < memory:  # made by a flavor that does not resize
+            log(f"the machine keeps its {machine.memory} MiB: it was made without room for more")
+            memory = machine.memory
         await self.grow(vcpus, memory)
 
     async def grow(self, vcpus: int, memory: int) -> None:

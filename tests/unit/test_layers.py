@@ -32,7 +32,7 @@ LAYERS = [
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
     ["kata.agent_client", "kata.transport", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown",
-     "kata.revive", "kata.pool", "kata.sandbox"],
+     "kata.revive", "kata.pool", "kata.sandbox", "kata.migrate"],
     # 5: programs
     ["kata.cli", "kata.shim", "kata.proxy", "kata.components", "kata_clear.verbs", "kata_runv.verbs"],
 ]
@@ -52,6 +52,8 @@ BESIDE = {
     ("kata.pool", "kata.daemons"): "the keeper starts proxies and makers of templates",
     ("kata.pool", "kata.teardown"): "the keeper ends machines",
     ("kata.revive", "kata.daemons"): "it starts a proxy",
+    ("kata.migrate", "kata.revive"): "a container is adopted whose proxy is gone",
+    ("kata.migrate", "kata.loader"): "a record names the backend's class",
     ("kata_clear.verbs", "kata.cli"): "a verb of its own does what a common one does",
     ("kata_runv.verbs", "kata.cli"): "the same",
     ("kata.components", "kata.shim"): "the same signals are forwarded",
