@@ -41,22 +41,20 @@ def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
     :raise ConfigError: what is there now is wrong.
     :raise HostError: it cannot be written.
     """
-    import tomlkit
+    from kata.config.edit import edited
 
     before = ""
     if os.path.lexists(path):
         read(path)
         with open(path, encoding="utf-8") as f:
             before = f.read()
-    edited = tomlkit.parse(before)
-    for (table, key), value in changes.items():
-        edited.setdefault(table, tomlkit.table())[key] = value
+    after = edited(before, changes, path)
     target = os.path.realpath(path)
     aside = f"{target}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(aside, "w", encoding="utf-8") as f:
-            f.write(tomlkit.dumps(edited))
+            f.write(after)
             f.flush()
             os.fsync(f.fileno())
         os.rename(aside, target)

@@ -71,7 +71,7 @@ GATES = {
     "qemu": {"kata.vm.qmp"},
     "tomli": {"kata.config.document"},
     "tomllib": set(),
-    "tomlkit": {"kata.config.hostfile"},
+    "tomlkit": {"kata.config.edit"},
     "google": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent"},
     "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent"},
     "asyncio": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata.vm"},
