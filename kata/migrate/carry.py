@@ -33,7 +33,7 @@ def clear(settings: Sequence[Setting], *, image: str = "", accepted: Sequence[st
     """
     found = classify(settings, "clear", clear_table.RULES, kata1.LANGUAGE, clear_table.MOVED, accepted)
     _defaults(found, "clear", settings, clear_table.DEFAULTS)
-    if image and ("hypervisor.qemu", "image") not in found.values:
+    if image and not found.values.get(("hypervisor.qemu", "image")):
         _default(found, "clear", "hypervisor.qemu", "image", "Clear's image", image, RENAMED,
                  "Clear boots an image; unified boots an initrd unless an image is named: remove the key for quicker "
                  "starts out of a template")

@@ -32,7 +32,9 @@ class Sorted:
         if rule.convert is not None:
             new = rule.convert(setting.value)
             if isinstance(new, Rule):
-                rule, new = new, setting.value if new.convert is None else new.convert(setting.value)
+                inner, new = new, setting.value if new.convert is None else new.convert(setting.value)
+                rule = replace(inner, table=inner.table or rule.table, key=inner.key or rule.key,
+                               kind=rule.kind if inner.kind == SAME else inner.kind)
         table, key = rule.table or setting.table, rule.key or setting.key
         row = Row(source=source, key=keyed(setting.table, setting.key), old=setting.value, kind=rule.kind,
                   file=setting.file, line=setting.line, why=rule.why, instead=rule.instead, fields=rule.fields)

@@ -57,7 +57,7 @@ def _memory(value: Any) -> Rule:
     asked = DEFAULT_MEMORY if value < LEAST_ASKED else value
     if asked < LEAST_MEMORY:
         return Rule(CHANGED, convert=lambda _value: LEAST_MEMORY,
-                    fields=("sandbox.machine.memory", "sandbox.base_memory"),
+                    fields=("sandbox.machine.memory", "sandbox.machine.max_memory", "sandbox.base_memory"),
                     why=f"our guest needs {LEAST_MEMORY} MiB to come up in a machine that may grow")
     if asked != value:
         return Rule(RENAMED, convert=lambda _value: asked, why="less than 8 MiB meant the default")

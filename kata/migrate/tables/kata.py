@@ -84,7 +84,7 @@ _HYPERVISOR: dict[str, Rule] = {
     "default_vcpus": Rule(SAME, convert=_vcpus),
     "shared_fs": Rule(SAME, convert=choose(_SHARED_FS, Rule(
         DROPPED, why="a share is how a container's files get into the guest; they travel by 9p"))),
-    "use_vsock": Rule(DROPPED, convert=choose({False: Rule(SAME)}, Rule(
+    "use_vsock": Rule(SAME, convert=choose({False: Rule(SAME)}, Rule(
         DROPPED, why="the agent's channel is a virtio-serial port, which works on every host"))),
     "rootfs_type": _off("the image's file system is found by the kernel"),
     "vm_rootfs_driver": _off("an image is always a virtio-blk disk"),

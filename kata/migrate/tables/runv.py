@@ -37,7 +37,7 @@ def _memory(value: Any) -> Rule:
     if int(value) < LEAST_MEMORY:
         return Rule(CHANGED, "hypervisor.qemu", "default_memory", lambda _value: LEAST_MEMORY,
                     why=f"our guest needs {LEAST_MEMORY} MiB to come up in a machine that may grow",
-                    fields=("sandbox.machine.memory", "sandbox.base_memory"))
+                    fields=("sandbox.machine.memory", "sandbox.machine.max_memory", "sandbox.base_memory"))
     return Rule(RENAMED, "hypervisor.qemu", "default_memory", int)
 
 
