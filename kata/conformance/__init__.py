@@ -1,0 +1,1 @@
+"""``kata conformance``: the same cases against each flavor and other OCI runtimes, and what differs."""
