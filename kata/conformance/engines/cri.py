@@ -101,7 +101,7 @@ class Cri:
 
         self._client = self._runner.run(connect())
 
-    def __call__(self, method: str, timeout: float = CLIENT, **values: Any) -> dict[str, Any]:
+    def __call__(self, method: str, deadline: float = CLIENT, **values: Any) -> dict[str, Any]:
         """One request of ``RuntimeService``, its fields as arguments.
 
         :raise KataError: containerd refused; with its text.
@@ -109,7 +109,7 @@ class Cri:
         assert self._client is not None
         payload = encode(f"{method}Request", values)
         with self._lock:
-            reply = self._runner.run(self._client.call_raw("runtime.v1.RuntimeService", method, payload, timeout))
+            reply = self._runner.run(self._client.call_raw("runtime.v1.RuntimeService", method, payload, deadline))
         return decode(f"{method}Response", reply)
 
     def stop(self) -> None:

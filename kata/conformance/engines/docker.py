@@ -159,11 +159,14 @@ class DockerRuntime:
         with self.docker.stream("logs", "-f", name) as log:
             return log.expect(text, count)
 
-    def happened(self, name: str, event: str, count: int = 1) -> None:
-        """Wait until docker has told of an event of a container, ``count`` times since it was made."""
+    def happened(self, name: str, event: str, count: int = 1, text: str = "<") -> None:
+        """Wait until docker has told of an event of a container, ``count`` times since it was made.
+
+        :param text: what its status must hold.
+        """
         filters = ("--filter", f"container={name}", "--filter", f"event={event}")
-        with self.docker.stream("events", "--since", "1", "--format", "<{{.Status}}>", *filters) as events:
-            events.expect("<", count)
+        with self.docker.stream("events", "--since", "1", "--format", "<{{.Status}}", *filters) as events:
+            events.expect(text, count)
 
     def ended(self, name: str) -> int:
         """Wait for a container's end; its exit code."""

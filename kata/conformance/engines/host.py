@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import shlex
 import shutil
 import signal
 import socket
+import struct
+import termios
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,6 +193,20 @@ class Stream:
             self._seen += data
         return self._seen.decode(errors="replace")
 
+    def within(self, seconds: float) -> bytes:
+        """What comes in this time; waits no longer than for the first of it."""
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout.fileno()], [], [], seconds)
+        data = os.read(self._process.stdout.fileno(), 65536) if readable else b""
+        self._seen += data
+        return data
+
+    def until_silent(self, pause: float = 0.3) -> None:
+        """Take what is under way: until nothing comes for ``pause`` seconds, at most a hundred pieces of it."""
+        for _ in range(100):
+            if not self.within(pause):
+                return
+
     def end(self, timeout: float = CLIENT) -> Output:
         """Close its input, wait for its end, and return all that it wrote."""
         try:
@@ -210,6 +227,30 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def on_terminal(argv: Sequence[str], rows: int, columns: int, timeout: float = CLIENT) -> tuple[str, int]:
+    """Run a client on a terminal of this size to its end: what it showed, and its exit code.
+
+    :raise HostError: it did not end within ``timeout`` seconds.
+    """
+    master, slave = os.openpty()
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with open(slave, "r+b", buffering=0) as terminal:
+        client = process.start(argv, stdin=terminal, output=terminal, env=environment())
+    shown, end = b"", time.monotonic() + timeout
+    try:
+        while select.select([master], [], [], max(0.0, end - time.monotonic()))[0]:
+            try:
+                shown += os.read(master, 65536)
+            except OSError:  # the other end is closed
+                return shown.decode(errors="replace"), client.wait(10)
+        raise HostError(f"{shlex.join(argv)} did not end within {timeout:g} s; it showed {shown[-500:]!r}")
+    finally:
+        os.close(master)
+        if client.poll() is None:
+            client.kill()
+            client.wait()
 
 
 def image_root(path: Path) -> Path:
@@ -233,6 +274,7 @@ def image_root(path: Path) -> Path:
             (path / "bin" / applet).symlink_to("busybox")
     (path / "etc/passwd").write_text(PASSWD)
     (path / "etc/group").write_text(GROUP)
+    (path / "etc/os-release").write_text("ID=conformance\n")
     return path
 
 
