@@ -115,6 +115,7 @@ class InvocationOptions(Record):
     initrd_asset: str = ""
     image_asset: str = ""
     boot_initrd_asset: str = ""  #: loads the modules an image boot needs
+    guest_folders: tuple[str, ...] = ()  #: what a container chooses as kernel or image lies below one of them
 
 
 # --- plans ---------------------------------------------------------------------

@@ -27,6 +27,8 @@ PROGRAMS = {"cc-runtime": "clear", "runv": "runv"}
 #: Flavors that the road leads away from.
 RETIRING = ("clear", "runv")
 COEXIST, MERGED, RETIRED = PHASES = (1, 2, 3)
+#: Besides the asset store, where the kernels and images lie that a container may choose from under clear and runv.
+GUEST_FOLDERS = ("/usr/share/clear-containers", "/usr/share/kata-containers", "/var/lib/hyper")
 PHASE_NAMES = {COEXIST: "coexist", MERGED: "merged", RETIRED: "retired"}
 
 
@@ -36,6 +38,7 @@ class Host(Record):
     default_flavor: str = ""
     place: str = ""
     phase: int = COEXIST
+    guest_folders: tuple[str, ...] = GUEST_FOLDERS
 
 
 class Choice(Record):

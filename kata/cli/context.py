@@ -115,7 +115,7 @@ class Context:
 
     def invocation(self) -> InvocationOptions:
         """What the backend may know of the host."""
-        from kata import hostfacts
+        from kata import flavors, hostfacts
         from kata.assets import store
         from kata.contract import InvocationOptions
 
@@ -132,4 +132,5 @@ class Context:
             initrd_asset=store.selected_path("initrd"),
             image_asset=store.selected_path("image"),
             boot_initrd_asset=store.selected_path("boot-initrd"),
+            guest_folders=(store.root(), *flavors.host(flavors.host_file(os.environ)).guest_folders),
         )

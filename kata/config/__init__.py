@@ -221,6 +221,23 @@ def check_assets(config: RuntimeConfig, initrd: str) -> None:
             raise ConfigError(f"{path} has not the SHA-512 that the annotation asks for: {found}")
 
 
+def chosen_file(path: str, place: str, folders: Iterable[str]) -> str:
+    """The file that a container chose for its machine, all links followed.
+
+    Who may set an annotation or a variable of a container must not thereby read
+    any file of the host: the guest sees what it boots.  So the host's owner names the folders.
+
+    :raise ConfigError: it is not an absolute path, or lies elsewhere.
+    """
+    if not os.path.isabs(path):
+        raise ConfigError(f"{place}: an absolute path is expected, found {shown(path)}")
+    real = os.path.realpath(path)
+    if not any(real.startswith(os.path.realpath(folder).rstrip("/") + "/") for folder in folders):
+        raise ConfigError(f"{place}: {shown(path)} is not in a folder that containers may choose from",
+                          "add its folder to guest_folders in [runtime] of /etc/kata/host.toml")
+    return real
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: the known name most like ``name``, or all of them."""
     import difflib  # only for an error

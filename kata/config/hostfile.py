@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from kata.config import Settings, document
-from kata.config.keys import Key, Language, integer, text
+from kata.config.keys import Key, Language, folders, integer, text
 from kata.errors import ConfigError, HostError
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: ``[runtime] default_flavor`` is a plugin's name, which only the loader can check.
 LANGUAGE: Language = {
-    "runtime": {"default_flavor": Key(text, "default_flavor")},
+    "runtime": {"default_flavor": Key(text, "default_flavor"), "guest_folders": Key(folders, "guest_folders")},
     "roadmap": {"phase": Key(integer(1, 3), "phase")},
 }
 

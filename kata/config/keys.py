@@ -102,6 +102,13 @@ def strings(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def folders(value: Any) -> tuple[str, ...]:
+    """An array of absolute paths."""
+    if not all(folder.startswith("/") for folder in strings(value)):
+        raise ValueError("an array of absolute paths")
+    return tuple(value)
+
+
 def patterns(value: Any) -> tuple[str, ...]:
     """An array of regular expressions."""
     import re  # most files have none

@@ -65,7 +65,8 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def load(tmp_path: Path) -> Any:
     def loader(text: str, annotations: dict[str, str] | None = None) -> RuntimeConfig:
         (tmp_path / "c.toml").write_text(text)
-        return ClearBackend().load_config(InvocationOptions(config_path=str(tmp_path / "c.toml")), annotations or {})
+        options = InvocationOptions(config_path=str(tmp_path / "c.toml"), guest_folders=(str(tmp_path / "chosen"),))
+        return ClearBackend().load_config(options, annotations or {})
 
     return loader
 
@@ -186,30 +187,47 @@ def test_places_are_of_known_fields() -> None:
 
 
 def test_asset_annotations(load: Any, tmp_path: Path) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
     for name in ("k", "i", "image"):
-        (tmp_path / name).write_bytes(b"abc")
+        (chosen / name).write_bytes(b"abc")
     sha = ("ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a"
            "2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f")
-    config = load(f'[hypervisor.qemu]\nimage = "{tmp_path}/image"', {
-        f"{PREFIX}KernelPath": f"{tmp_path}/k", f"{PREFIX}KernelHash": sha, f"{PREFIX}AssetHashType": "sha512",
-        f"{PREFIX}InitrdPath": f"{tmp_path}/i", f"{PREFIX}pkg.oci.container_type": "pod_sandbox"})
-    assert (config.kernel, config.initrd, config.image) == (f"{tmp_path}/k", f"{tmp_path}/i", "")
-    config = load("", {f"{PREFIX}ImagePath": f"{tmp_path}/image", f"{PREFIX}ImageHash": sha.upper()})
-    assert config.image == f"{tmp_path}/image"
+    config = load(f'[hypervisor.qemu]\nimage = "{chosen}/image"', {
+        f"{PREFIX}KernelPath": f"{chosen}/k", f"{PREFIX}KernelHash": sha, f"{PREFIX}AssetHashType": "sha512",
+        f"{PREFIX}InitrdPath": f"{chosen}/i", f"{PREFIX}pkg.oci.container_type": "pod_sandbox"})
+    assert (config.kernel, config.initrd, config.image) == (f"{chosen}/k", f"{chosen}/i", "")
+    config = load("", {f"{PREFIX}ImagePath": f"{chosen}/image", f"{PREFIX}ImageHash": sha.upper()})
+    assert config.image == f"{chosen}/image"
+
+
+def test_only_files_that_may_be_chosen(load: Any, tmp_path: Path) -> None:
+    """The guest sees what it boots: an annotation is no way to any file of the host."""
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "link").symlink_to("/etc/shadow")
+    for path in ("/etc/shadow", f"{chosen}/../c.toml", f"{chosen}/link", f"{chosen}elsewhere/k", str(chosen)):
+        for name in language.ANNOTATION_PATHS:
+            with pytest.raises(ConfigError, match="not in a folder that containers may choose from") as caught:
+                load("", {PREFIX + name: path})
+            assert "guest_folders" in caught.value.hint
 
 
 @pytest.mark.parametrize(("annotations", "says"), [
     ({"KernlPath": "/x"}, "did you mean 'KernelPath'?"),
     ({"AssetHashType": "md5"}, "it is sha512"),
     ({"KernelPath": "x"}, "an absolute path is expected"),
-    ({"KernelPath": "/nonexistent"}, "there is no such file"),
-    ({"KernelPath": "/etc/passwd", "KernelHash": "00"}, "has not the SHA-512"),
+    ({"KernelPath": "CHOSEN/nonexistent"}, "there is no such file"),
+    ({"KernelPath": "CHOSEN/file", "KernelHash": "00"}, "has not the SHA-512"),
     ({"ImageHash": "00"}, "whose path is not configured"),
-    ({"ImagePath": "/etc/passwd", "InitrdPath": "/etc/passwd"}, "both an image and an initrd"),
+    ({"ImagePath": "CHOSEN/file", "InitrdPath": "CHOSEN/file"}, "both an image and an initrd"),
 ])
-def test_wrong_annotations(load: Any, annotations: dict[str, str], says: str) -> None:
+def test_wrong_annotations(load: Any, tmp_path: Path, annotations: dict[str, str], says: str) -> None:
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "file").write_bytes(b"x")
     with pytest.raises(ConfigError) as caught:
-        load("", {f"{PREFIX}{name}": value for name, value in annotations.items()})
+        load("", {f"{PREFIX}{name}": value.replace("CHOSEN", str(chosen)) for name, value in annotations.items()})
     assert says in str(caught.value)
 
 

@@ -72,7 +72,8 @@ def host_with(folder: Path, config_path: str = "") -> InvocationOptions:
     (store / "initrd").write_bytes(b"x")
     return InvocationOptions(config_path=config_path, host_cpus=4, host_memory=8192, tsc_khz=2_000_000,
                              kernel_asset=f"{store}/vmlinux", initrd_asset=f"{store}/initrd",
-                             image_asset=f"{store}/root.erofs", boot_initrd_asset=f"{store}/boot-initrd")
+                             image_asset=f"{store}/root.erofs", boot_initrd_asset=f"{store}/boot-initrd",
+                             guest_folders=(str(folder),))
 
 
 def bundle(folder: Path, change: dict[str, Any]) -> oci.Bundle:

@@ -15,7 +15,7 @@ from kata.errors import ConfigError
 from kata_runv import RunvBackend
 
 HOST = {"host_cpus": 4, "host_memory": 8192, "kernel_asset": "/k", "initrd_asset": "/i", "image_asset": "/img",
-        "boot_initrd_asset": "/b"}
+        "boot_initrd_asset": "/b", "guest_folders": ("/etc/security",)}
 FLOOR = machineplan.LEAST_WITH_INITRD
 
 
@@ -117,9 +117,9 @@ def test_search_order(tmp_path: Path) -> None:
     assert (found.initrd, found.firmware) == (f"{tmp_path}/rootfs/boot/hyper-initrd.img",
                                               f"{tmp_path}/rootfs/boot/bios.bin")
     assert plan(made, kernel="/etc/hostname").machine.kernel == "/etc/hostname"
-    asked = bundle(tmp_path, env=["hypervisor.kernel=/etc/passwd", "hypervisor.initrd=/etc/group"])
+    asked = bundle(tmp_path, env=["hypervisor.kernel=/etc/security/limits.conf", "hypervisor.initrd=/etc/security/pam_env.conf"])
     found = plan(asked, kernel="/etc/hostname").machine
-    assert (found.kernel, found.initrd) == ("/etc/passwd", "/etc/group")
+    assert (found.kernel, found.initrd) == ("/etc/security/limits.conf", "/etc/security/pam_env.conf")
 
 
 def test_links_in_a_root_are_not_followed(tmp_path: Path) -> None:
@@ -139,7 +139,9 @@ def test_links_in_a_root_are_not_followed(tmp_path: Path) -> None:
     ("hypervisor.cbfs=/x", "give --kernel and --initrd"),
     ("hypervisor.kernal=/x", "did you mean 'kernel'?"),
     ("hypervisor.kernel=x", "an absolute path is expected"),
-    ("hypervisor.bios=/nonexistent", "there is no such file"),
+    ("hypervisor.bios=/etc/security/none", "there is no such file"),
+    ("hypervisor.initrd=/etc/shadow", "not in a folder that containers may choose from"),
+    ("hypervisor.kernel=/etc/security/../shadow", "not in a folder that containers may choose from"),
 ])
 def test_wrong_variables(tmp_path: Path, variable: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -10,15 +10,13 @@ says so.  A file anywhere else is used as it is, and has to exist.
 
 from __future__ import annotations
 
-import os
-
-from kata.config import Settings, nearest
+from kata.config import Settings, chosen_file, nearest
 from kata.errors import ConfigError
 from kata_clear import language
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: Field -> where the packages of Clear Containers put what it names.
 CLEARS_OWN = {
@@ -46,12 +44,11 @@ def _warn(settings: Settings, text: str) -> None:
     settings.values["extra.warnings"] = (*settings.values.get("extra.warnings", ()), text)
 
 
-def annotate(settings: Settings, annotations: Mapping[str, str]) -> None:
+def annotate(settings: Settings, annotations: Mapping[str, str], folders: Sequence[str]) -> None:
     """The assets that a container asks for, and the hashes they must have.
 
-    Clear asks no configuration whether a container may.
-
-    :raise ConfigError: an annotation is unknown, its path is not absolute or its kind of hash is unknown.
+    :param folders: where they may lie; Clear took any file of the host.
+    :raise ConfigError: an annotation is unknown, its path is none that it may have, or its kind of hash is unknown.
     """
     asked = {name.removeprefix(language.ANNOTATION_PREFIX): value for name, value in sorted(annotations.items())
              if name.startswith(language.ANNOTATION_PREFIX) and not name.startswith(language.ANNOTATION_OWN)}
@@ -65,9 +62,7 @@ def annotate(settings: Settings, annotations: Mapping[str, str]) -> None:
             raise ConfigError(f"{annotation}: {value!r} is no known kind of hash",
                               f"it is {' or '.join(language.HASH_TYPES)}")
         if short in language.ANNOTATION_PATHS:
-            if not os.path.isabs(value):
-                raise ConfigError(f"{annotation}: an absolute path is expected, found {value!r}")
-            settings.set(language.ANNOTATION_PATHS[short], value, annotation)
+            settings.set(language.ANNOTATION_PATHS[short], chosen_file(value, annotation, folders), annotation)
         elif short in language.ANNOTATION_HASHES:
             hashes[language.ANNOTATION_HASHES[short]] = value
     if "InitrdPath" in asked and "ImagePath" not in asked:

@@ -50,7 +50,7 @@ class ClearBackend(Backend):
         settings.values.update(language.DEFAULTS)
         settings.read(self.config_paths(options), must_exist=bool(options.config_path))
         assets.replace_clears_own(settings)
-        assets.annotate(settings, annotations)
+        assets.annotate(settings, annotations, options.guest_folders)
         config = settings.config()
         check_assets(config, config.initrd)
         return config

@@ -69,7 +69,7 @@ class RunvBackend(Backend):
         return config
 
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
-        config = guestfiles.resolved(config, bundle)
+        config = guestfiles.resolved(config, bundle, options.guest_folders)
         source = machineplan.boot(config, options)
         memory = machineplan.enough_memory(memory_of(bundle.resources) or config.default_memory, source,
                                            hotplug=config.template)

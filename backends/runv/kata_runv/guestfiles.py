@@ -11,22 +11,27 @@ from __future__ import annotations
 import os
 import stat
 
-from kata.config import check_assets, nearest
+from kata.config import check_assets, chosen_file, nearest
 from kata.contract import RuntimeConfig
 from kata.errors import ConfigError
 from kata.oci import Bundle
 from kata.record import replace
 from kata_runv import language
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def resolved(config: RuntimeConfig, bundle: Bundle) -> RuntimeConfig:
+
+def resolved(config: RuntimeConfig, bundle: Bundle, folders: Sequence[str]) -> RuntimeConfig:
     """The configuration with what this bundle brings or asks for.
 
-    :raise ConfigError: a file does not exist, a variable is unknown or asks for a cbfs.
+    :param folders: where the files that it asks for may lie; runV took any file of the host.
+    :raise ConfigError: a file does not exist or lies elsewhere, a variable is unknown or asks for a cbfs.
     """
     values: dict[str, str] = {}
     sources = list(config.sources)
-    asked = _variables(bundle)
+    asked = _variables(bundle, folders)
     for kind, field in language.FIELDS.items():
         path, place = asked.get(kind, ""), f"{language.VARIABLE}{kind} in process.env"
         if not path and not getattr(config, field):
@@ -45,7 +50,7 @@ def warnings(bundle: Bundle) -> tuple[str, ...]:
     return (f"{path} is not used: {language.NO_CBFS}",) if path else ()
 
 
-def _variables(bundle: Bundle) -> dict[str, str]:
+def _variables(bundle: Bundle, folders: Sequence[str]) -> dict[str, str]:
     found = {}
     for variable in bundle.process.get("env", ()):
         name, _equals, value = variable.partition("=")
@@ -56,9 +61,7 @@ def _variables(bundle: Bundle) -> dict[str, str]:
             raise ConfigError(f"process.env: unknown variable {name}", nearest(kind, language.FILES))
         if kind == "cbfs":
             raise ConfigError(f"process.env: {name} cannot hold here", language.NO_CBFS)
-        if not os.path.isabs(value):
-            raise ConfigError(f"process.env: {name}: an absolute path is expected, found {value!r}")
-        found[kind] = value
+        found[kind] = chosen_file(value, f"process.env: {name}", folders)
     return found
 
 
