@@ -23,7 +23,8 @@ TEXT = """{
 
 
 def test_the_rest_stays_byte_for_byte() -> None:
-    after = edited(TEXT, {("runtimes", "runv", "path"): "/usr/bin/kata", ("runtimes", "runv", "runtimeArgs"): ["a", "b"],
+    after = edited(TEXT, {("runtimes", "runv", "path"): "/usr/bin/kata",
+                          ("runtimes", "runv", "runtimeArgs"): ["a", "b"],
                           ("debug",): True})
     assert after == TEXT.replace("/usr/bin/runv", "/usr/bin/kata").replace('[ "--debug" ]', '["a", "b"]').replace(
         "false", "true")
