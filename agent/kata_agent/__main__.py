@@ -24,6 +24,7 @@ from kata_agent.services import agent, guest, health
 from kata_agent.settings import Settings
 
 _DRIVERS_AFTER = 3.0  # seconds
+_KEPT = 8 << 20  # bytes of freed memory that are not given back to the kernel at once
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
     clock = Clock()
     settings = Settings()
     words = sys.argv[1:]
+    sc.keep_freed_memory(_KEPT)
     loop = Loop()
     # The kernel keeps signals without a handler away from PID 1; Python's handler would end it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -40,7 +40,7 @@ class Settings:
         self.log_level = log.INFO
         self.channel = "port:agent.channel.0"
         self.token = b""
-        self.pipe_size = 1 << 18  #: bytes, 0 = the kernel's default; larger ones save wakeups
+        self.pipe_size = 1 << 20  #: bytes, 0 = the kernel's default; larger ones save wakeups
         self.hotplug_timeout = 10.0  #: seconds; an emulated guest is slow
         self.cgroup_parent = "kata"
         self.is_guest = False  #: the machine is the agent's to set up; no word sets this

@@ -1,6 +1,6 @@
 """The streams of a process, counted in bytes from its start.
 
-Output is kept until the host has acknowledged it; when 2 MiB are unacknowledged
+Output is kept until the host has acknowledged it; when 4 MiB are unacknowledged
 the pipe is not read any more, so that the writer is held back.
 """
 
@@ -15,9 +15,9 @@ from kata_agent.errors import AgentError
 from kata_agent.loop import EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import codes
 
-LIMIT = 2 << 20  #: bytes of a stream that are kept
+LIMIT = 4 << 20  #: bytes of a stream that are kept
 MOST = 1 << 20  #: bytes given to one read, and taken by one write
-_CHUNK = 1 << 18  # bytes
+_CHUNK = 1 << 20  # bytes
 _SMALL = 1 << 12  # bytes; pieces of a stream are put together up to this size
 
 #: Called with (offset, pieces of data, end of stream) when a read can be answered; False = nobody waits any more.

@@ -15,8 +15,8 @@ from kata import wire
 from kata.agent_client import Agent
 from kata_agent.protocol import guest_pb2
 
-WINDOW = 1 << 20  #: bytes on their way to a shim that it has not acknowledged
-CHUNK = 512 << 10  #: bytes of one request: large, since each costs an emulated guest a millisecond
+WINDOW = 2 << 20  #: bytes on their way to a shim that it has not acknowledged
+CHUNK = 1 << 20  #: bytes of one request: large, since each costs an emulated guest a millisecond
 FRAME = 128 << 10  #: bytes of one frame to a shim, which is to stay small
 WRITES = 2  #: requests on their way to the guest with standard input; what comes meanwhile goes by the next, together
 DISCARD = (1 << 64) - 1  #: a shim's acknowledgement when nobody reads its output any more

@@ -46,13 +46,13 @@ def test_a_lot_of_stdin_and_stdout(box):
 
 
 def test_output_is_kept_until_acknowledged_and_the_writer_held_back(box):
-    b = box("sh", "-c", "dd if=/dev/zero bs=65536 count=40 2>/dev/null; echo done >&2").create().start()
+    b = box("sh", "-c", "dd if=/dev/zero bs=65536 count=96 2>/dev/null; echo done >&2").create().start()
     first = b.client.guest.ReadStream(container_id=b.id, stream=1, offset=0, max_len=1000)
     assert len(first.data) == 1000 or first.data
     again = b.client.guest.ReadStream(container_id=b.id, stream=1, offset=0, max_len=1000)
     assert again.data[: len(first.data)] == first.data
     assert not b.client.guest.ReadStream.start(container_id=b.id, stream=2, offset=0).ready(0.5)
-    assert len(read_all(b.client, b.id)) == 40 * 65536
+    assert len(read_all(b.client, b.id)) == 96 * 65536
     assert read_all(b.client, b.id, stream=2) == b"done\n"
     with pytest.raises(RpcError) as info:
         b.client.guest.ReadStream(container_id=b.id, stream=1, offset=0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _libc.syscall.restype = ctypes.c_long
 _libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _libc.signal.restype = ctypes.c_void_p
@@ -215,6 +216,15 @@ def _path(path: Path) -> bytes:
     if b"\0" in raw:
         raise ValueError("embedded null byte in path")
     return raw
+
+
+def keep_freed_memory(size: int) -> None:
+    """Let the C library keep up to ``size`` bytes of freed memory, whatever the size of its pieces.
+
+    An emulated processor pays more for taking pages from the kernel, and for giving them back, than for filling them.
+    """
+    _libc.mallopt(_M_MMAP_THRESHOLD, size)
+    _libc.mallopt(_M_TRIM_THRESHOLD, size)
 
 
 def _check(result: int, call: str, *paths: Path | None) -> int:
