@@ -103,6 +103,7 @@ def start(
     stdin: int | BinaryIO = subprocess.DEVNULL,
     output: int | BinaryIO = subprocess.PIPE,
     env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
     hint: str = "",
 ) -> subprocess.Popen[bytes]:
     """Start a command that goes on, in a session of its own; who calls ends it.
@@ -114,7 +115,8 @@ def start(
     args = [os.fspath(a) for a in argv]
     try:
         return subprocess.Popen(args, stdin=stdin, stdout=output, stderr=subprocess.STDOUT,
-                                env=None if env is None else dict(env), start_new_session=True)
+                                env=None if env is None else dict(env), start_new_session=True,
+                                pass_fds=tuple(pass_fds))
     except OSError as e:
         raise HostError(f"cannot run {args[0]}: {e.strerror}", hint or f"install {args[0]}") from e
 

@@ -1,0 +1,17 @@
+"""What differs from runc in every machine, whatever the flavor, with the reason (docs/differences.md).
+
+``(case, key): (value, reason)``.  A case is a pattern of ``suite/name``; a key is
+an observed value's name, or ``"*"``: the case cannot be carried out.  The value is
+the one that is declared; ``...`` stands for any, where it depends on the machine.
+A flavor's package declares what differs in it alone, in the same form, as
+``DIFFERENCES`` in its module ``differences``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
+    ("oci/kernel-own", "own"): (True, "a machine has a kernel of its own: that is what it is for"),
+    ("oci/memory-of-machine", "host"): (False, "the container sees the memory of its machine, not of the host"),
+}
