@@ -6,12 +6,14 @@ from kata.errors import ConfigError
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 
-def edited(text: str, changes: Mapping[tuple[str, str], Any], path: str = "") -> str:
-    """``text`` with keys set, or removed where the value is None; (dotted table, key) -> value.
+def edited(text: str, changes: Mapping[Any, Any], path: str = "") -> str:
+    """``text`` with keys set, or removed where the value is None; (table, key) -> value.
+
+    A table is its dotted name, or a tuple of names where these hold dots.
 
     A table that loses its last key stays, with its comments; the key "" is the table itself.
 
@@ -23,14 +25,15 @@ def edited(text: str, changes: Mapping[tuple[str, str], Any], path: str = "") ->
 
     try:
         document = tomlkit.parse(text)
-        for (dotted, key), value in changes.items():
-            _set(document, dotted.split(".") if dotted else [], key, value)
+        for (table, key), value in changes.items():
+            names = table if isinstance(table, tuple) else table.split(".") if table else ()
+            _set(document, names, key, value)
         return tomlkit.dumps(document)
     except (TOMLKitError, TypeError) as e:
         raise ConfigError(f"cannot change {path or 'the file'}: {e}") from e
 
 
-def _set(document: Any, tables: list[str], key: str, value: Any) -> None:
+def _set(document: Any, tables: Sequence[str], key: str, value: Any) -> None:
     import tomlkit
 
     table = document

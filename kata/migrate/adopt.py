@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from kata.contract import Backend, InvocationOptions, SandboxPlan
+    from kata.contract import Backend, InvocationOptions
 
 TIMEOUT = 60.0  #: seconds for the proxy's answer
 

@@ -54,6 +54,7 @@ BESIDE = {
     ("kata.revive", "kata.daemons"): "it starts a proxy",
     ("kata.migrate", "kata.revive"): "a container is adopted whose proxy is gone",
     ("kata.migrate", "kata.loader"): "a record names the backend's class",
+    ("kata.migrate", "kata.flavors"): "what it migrates from and to",
     ("kata_clear.verbs", "kata.cli"): "a verb of its own does what a common one does",
     ("kata_runv.verbs", "kata.cli"): "the same",
     ("kata.components", "kata.shim"): "the same signals are forwarded",

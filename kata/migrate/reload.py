@@ -1,0 +1,109 @@
+"""Tell dockerd to read its file again, and hear from it that it did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from kata import state
+from kata.config import jsonfile
+from kata.errors import HostError
+from kata.wire import UnixSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+TIMEOUT = 20.0  #: seconds until dockerd has to say that it reloaded
+RECEIVE = 1 << 16
+MAX_EVENTS = 1 << 20  #: bytes of events that are read
+
+
+def docker(sysroot: str) -> str:
+    """Send SIGHUP to dockerd and wait for its event; returns what came of it.
+
+    :raise HostError: dockerd did not take the file.
+    """
+    path = f"{sysroot}/etc/docker/daemon.json"
+    try:
+        with open(path, encoding="utf-8") as f:
+            settings = jsonfile.parse(f.read(), path).value
+    except FileNotFoundError:
+        settings = {}
+    pid = _pid(sysroot, settings)
+    if not pid:
+        return "docker does not run: it reads its file when it starts"
+    socket = _socket(pid, sysroot, settings)
+    with UnixSocket() as events:
+        events.settimeout(TIMEOUT)
+        try:
+            events.connect(socket)
+            # The one who asks before the signal misses nothing.
+            events.sendall(b'GET /events?filters={"type":{"daemon":true},"event":{"reload":true}} HTTP/1.1\r\n'
+                           b"Host: docker\r\n\r\n")
+            deadline = time.monotonic() + TIMEOUT
+            head = _until(events, b"\r\n\r\n", deadline, b"")
+            if b" 200 " not in head.split(b"\r\n", 1)[0]:
+                raise HostError(f"docker at {socket} answers {head.splitlines()[0].decode(errors='replace')!r}",
+                                "reload it by hand: systemctl reload docker")
+            os.kill(pid, signal.SIGHUP)
+            _until(events, b'"reload"', deadline, head.partition(b"\r\n\r\n")[2])
+        except TimeoutError as e:
+            raise HostError(f"dockerd (pid {pid}) did not say within {TIMEOUT:g} s that it reloaded {path}",
+                            "its log says what it does not like") from e
+        except ProcessLookupError:
+            return "docker has ended: it reads its file when it starts"
+        except OSError as e:
+            raise HostError(f"cannot ask docker at {socket}: {e.strerror}",
+                            "reload it by hand: systemctl reload docker") from e
+    return f"docker (pid {pid}) has reloaded"
+
+
+def _until(sock: UnixSocket, text: bytes, deadline: float, received: bytes) -> bytes:
+    """What comes until ``text`` is in it.
+
+    :raise TimeoutError: it did not come in time.
+    """
+    while text not in received:
+        if len(received) > MAX_EVENTS:
+            raise HostError("docker sends more events than are expected")
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
+        data = sock.recv(RECEIVE)
+        if not data:
+            raise OSError(0, "it closed the connection")
+        received += data
+    return received
+
+
+def _pid(sysroot: str, settings: dict[str, Any]) -> int:
+    """Process id of dockerd, 0 if it does not run."""
+    named = settings.get("pidfile")
+    for path in [named] if isinstance(named, str) else [f"{sysroot}/run/docker.pid", f"{sysroot}/var/run/docker.pid"]:
+        try:
+            with open(path, encoding="ascii") as f:
+                pid = int(f.read().strip())
+        except (OSError, ValueError):
+            continue
+        if state.start_time(pid) and _words(pid)[:1] and os.path.basename(_words(pid)[0]) == "dockerd":
+            return pid
+    return 0
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return [w.decode(errors="replace") for w in f.read().split(b"\0")]
+    except OSError:
+        return []
+
+
+def _socket(pid: int, sysroot: str, settings: dict[str, Any]) -> str:
+    """The unix socket that dockerd listens on: by its options, its file, or the usual one."""
+    words, hosts = _words(pid), settings.get("hosts") or []
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in ("-H", "--host"):
+            hosts = [*hosts, value if equals else "".join(words[number + 1 : number + 2])]
+    found = [h.removeprefix("unix://") for h in hosts if isinstance(h, str) and h.startswith("unix://")]
+    return found[0] if found else f"{sysroot}/run/docker.sock"
