@@ -9,10 +9,11 @@ network namespace) or named in the warnings.
 from __future__ import annotations
 
 from kata.contract import ContainerPlan, Disk, RuntimeConfig, Share
+from kata.digest import hexdigest
 from kata.errors import UnsupportedError
 from kata.guestspec.devices import Devices
 from kata.guestspec.host import FileSystem, Host
-from kata.guestspec.mounts import SHARED, Mounts
+from kata.guestspec.mounts import DISKS, SHARED, Mounts
 from kata.oci import Bundle
 from kata.oci.extras import container_extras, exec_extras, process_extras
 from kata.record import Record
@@ -73,6 +74,7 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
         devices.bind(source, destination, read_only, storage)
         if storage is not None:
             mounts.storages.append(storage)
+    root_path = _root_disk(config, bundle, host, devices, mounts) or f"{SHARED}/{bundle.id}/rootfs"
     warnings = mounts.warnings + devices.warnings  # beside the bundle's own
 
     bpf, flags = b"", 0
@@ -95,7 +97,7 @@ def build(config: RuntimeConfig, bundle: Bundle, host: Host | None = None) -> Gu
     if "pid" not in bundle.namespaces or config.enable_agent_pidns:
         extras["sandbox_pidns_host"] = True
 
-    spec = _spec(bundle, mounts, devices, _resources(bundle.resources, devices.rules))
+    spec = _spec(bundle, root_path, mounts, devices, _resources(bundle.resources, devices.rules))
     root = Share(source=bundle.rootfs, name="rootfs", is_dir=True, read_only=False)  # mount points may have to be made
     return GuestSpec(spec=spec, extras=extras, storages=tuple(mounts.storages), shares=(root, *mounts.shares),
                      disks=tuple(devices.disks), dns_relay=mounts.dns_relay, warnings=tuple(warnings))
@@ -153,7 +155,24 @@ def cpu_count(text: str) -> int:
     return mask.bit_count()
 
 
-def _spec(bundle: Bundle, mounts: Mounts, devices: Devices, resources: dict[str, Any]) -> dict[str, Any]:
+def _root_disk(config: RuntimeConfig, bundle: Bundle, host: Host, devices: Devices, mounts: Mounts) -> str:
+    """Attach the disk that is the container's root, if it is one; where the guest has it then.
+
+    It is shared all the same: the engine's view of the container, and what is read on the host, are made from there.
+    """
+    if config.disable_block_device_use or config.agent_transport != "ttrpc":  # Kata 1.x's agent knows no serials
+        return ""
+    disk = host.root_disk(bundle.rootfs)
+    if disk is None:
+        return ""
+    place = f"{DISKS}/{hexdigest(disk.source)[:16]}-root"
+    storage = {"driver": "blk", "fstype": disk.kind, "mount_point": place, "options": ["ro"]}
+    devices.bind(disk.source, "", True, storage)
+    mounts.storages.append(storage)
+    return place
+
+
+def _spec(bundle: Bundle, root: str, mounts: Mounts, devices: Devices, resources: dict[str, Any]) -> dict[str, Any]:
     process = {k: v for k, v in bundle.process.items() if k in _PROCESS}
     process["user"] = {k: v for k, v in bundle.process.get("user", {}).items() if k in _USER}
     linux = {k: v for k, v in bundle.linux.items() if k in _LINUX}
@@ -166,7 +185,7 @@ def _spec(bundle: Bundle, mounts: Mounts, devices: Devices, resources: dict[str,
     spec: dict[str, Any] = {
         "ociVersion": bundle.oci_version,
         "process": process,
-        "root": {"path": f"{SHARED}/{bundle.id}/rootfs", "readonly": bundle.root_readonly},
+        "root": {"path": root, "readonly": bundle.root_readonly},
         "mounts": mounts.spec,
         "linux": linux,
     }

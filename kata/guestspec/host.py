@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from kata.guestspec import rootdisk
+from kata.guestspec.rootdisk import RootDisk
 from kata.record import Record
 
 
@@ -62,3 +64,30 @@ class Host:
         if found and stat.S_ISBLK(found.st_mode) and found.st_rdev == os.makedev(major, minor):
             return path
         return ""
+
+    def root_disk(self, path: str) -> RootDisk | None:
+        """The disk that holds the root file system ``path`` and that nobody here can write to, if it is one."""
+        try:
+            if not os.statvfs(path).f_flag & os.ST_RDONLY or not os.major(os.stat(path).st_dev):
+                return None  # as nearly all are
+        except OSError:
+            return None
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+            found = rootdisk.mounted_whole(f, os.path.realpath(path))
+        if found is None:
+            return None
+        major, minor, kind = found
+        source = self.block_device(major, minor)
+        if not source or not rootdisk.guest_reads(kind, rootdisk.read_superblock(source)):
+            return None
+        if kind != rootdisk.ALWAYS_READ_ONLY and not _refuses_writing(major, minor):
+            return None
+        return RootDisk(source=source, kind=kind)
+
+
+def _refuses_writing(major: int, minor: int) -> bool:
+    try:
+        with open(f"/sys/dev/block/{major}:{minor}/ro") as f:
+            return f.read().strip() == "1"
+    except OSError:
+        return False

@@ -354,13 +354,14 @@ class Sandbox:
         """Whether a container holds nothing in the guest that has to be put away before the machine ends.
 
         All processes of a pid namespace have ended when its first one has, and what they wrote is the host's; a
-        disk has to be unmounted.
+        disk that was written to has to be unmounted.
         """
         extras, first = container.plan.extras, container.processes.get(container.id)
         own_pids = any(n["type"] == "pid" for n in container.plan.spec["linux"]["namespaces"])
         shared_pids = (self.plan.shared_pidns or extras.get("sandbox_pidns_host")
                        or any(j["type"] == "pid" for j in extras.get("join", ())))
-        return (first is not None and first.done() and own_pids and not shared_pids and not container.disks
+        return (first is not None and first.done() and own_pids and not shared_pids
+                and all(disk.read_only for disk in container.plan.disks)
                 and not self.plan.guest_hook_path)
 
     async def resize(self, vcpus: int, memory: int) -> None:

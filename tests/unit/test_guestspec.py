@@ -27,6 +27,7 @@ from kata.guestspec import (
     vcpus_of,
 )
 from kata.guestspec.mounts import loopback_nameservers
+from kata.guestspec.rootdisk import RootDisk, guest_reads, mounted_whole
 from kata.planjson import from_json, to_json
 
 Build = Callable[..., GuestSpec]
@@ -44,6 +45,7 @@ class FakeHost(Host):
     def __init__(self, files: dict[str, Any] | None = None, blocks: dict[tuple[int, int], str] | None = None) -> None:
         self.files = files or {}
         self.blocks = blocks or {}
+        self.root: RootDisk | None = None
 
     def stat(self, path: str) -> os.stat_result:
         if path not in self.files:
@@ -63,6 +65,9 @@ class FakeHost(Host):
 
     def block_device(self, major: int, minor: int) -> str:
         return self.blocks.get((major, minor), "")
+
+    def root_disk(self, path: str) -> RootDisk | None:
+        return self.root
 
 
 DIR, FILE, CHAR, BLOCK = ({"mode": m | 0o755} for m in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK))
@@ -277,6 +282,56 @@ def test_block_device_bind_and_file_system(make: Build) -> None:
     with pytest.raises(UnsupportedError, match="disable_block_device_use"):
         make(FakeHost({"/dev/sdc": disk}), [{"destination": "/m", "type": "ext4", "source": "/dev/sdc"}],
              config=RuntimeConfig(disable_block_device_use=True))
+
+
+def test_root_that_is_a_disk(make: Build) -> None:
+    host = FakeHost({"/dev/loop3": {**BLOCK, "rdev": os.makedev(7, 3)}})
+    host.root = RootDisk("/dev/loop3", "erofs")
+    guest = make(host)
+    (disk,), (storage,) = guest.disks, guest.storages
+    assert (disk.source, disk.read_only, disk.container_path) == ("/dev/loop3", True, "")
+    assert storage == {"driver": "blk", "source": "serial:blk-7-3-ro", "fstype": "erofs", "options": ["ro"],
+                       "mount_point": guest.spec["root"]["path"]}
+    assert [share.name for share in guest.shares] == ["rootfs"]  # for the engine's view
+    for config in (RuntimeConfig(disable_block_device_use=True), RuntimeConfig(agent_transport="yamux-grpc")):
+        guest = make(host, config=config)
+        assert not guest.disks and guest.spec["root"]["path"].endswith("/rootfs")
+
+
+@pytest.mark.parametrize("more, found", [
+    ("40 1 7:3 / /c/rootfs ro,relatime shared:1 - erofs /dev/loop3 ro,user_xattr", (7, 3, "erofs")),
+    ("40 1 253:0 / /c/rootfs rw - ext4 /dev/dm-0 ro", (253, 0, "ext4")),
+    ("40 1 7:3 / /c/rootfs ro - ext4 /dev/loop3 rw", None),  # read-only here, not everywhere
+    ("40 1 7:3 /part /c/rootfs ro - erofs /dev/loop3 ro", None),
+    ("40 1 7:3 / /c ro - erofs /dev/loop3 ro", None),
+    ("40 1 7:3 / /c/rootfs ro - squashfs /dev/loop3 ro", None),  # not in every guest
+    ("40 1 7:3 / /c/rootfs ro - erofs /dev/loop3 ro\n41 40 0:5 / /c/rootfs/data rw - tmpfs x rw", None),
+    ("40 1 7:3 / /c/rootfs ro - erofs /dev/loop3 ro\n41 40 0:5 / /c/rootfs rw - tmpfs x rw", None),
+    ("40 1 7:3 / /c/rootfs ro\nnonsense", None),
+])
+def test_whole_mounts(more: str, found: tuple[int, int, str] | None) -> None:
+    lines = ["1 0 8:1 / / rw - ext4 /dev/sda1 rw", *more.split("\n")]
+    assert mounted_whole(lines, "/c/rootfs") == found
+
+
+def test_file_systems_that_a_guest_reads() -> None:
+    def block(**at: int) -> bytes:
+        data = bytearray(256)
+        for place, value in at.items():
+            data[int(place[1:]) : int(place[1:]) + 4] = value.to_bytes(4, "little")
+        return bytes(data)
+
+    erofs = {"_0": 0xE0F5E1E2, "_12": 12}
+    assert guest_reads("erofs", block(**erofs))
+    assert guest_reads("erofs", block(**erofs, _80=0x3, _84=0x1))  # LZ4
+    assert not guest_reads("erofs", block(**erofs, _80=0x3, _84=0x8))  # Zstandard
+    assert not guest_reads("erofs", block(**erofs, _80=0x80))  # 48 bit, of Linux 6.15
+    assert not guest_reads("erofs", block(**erofs, _84=0x1_0000))  # on two devices
+    assert not guest_reads("erofs", block(_0=0xE0F5E1E2, _12=9))
+    assert not guest_reads("erofs", block(_12=12)) and not guest_reads("erofs", b"")
+    assert guest_reads("ext4", block(_56=0xEF53, _96=0x2C2))
+    assert not guest_reads("ext4", block(_56=0xEF53, _96=0x2C6))  # the journal is not empty
+    assert not guest_reads("ext4", block(_56=0xEF53, _96=0x202C2))  # case is folded
 
 
 def test_character_devices(make: Build) -> None:
