@@ -11,9 +11,10 @@ import os
 import re
 from abc import ABC, abstractmethod
 
-from kata.config import document, jsonfile
+from kata.config import jsonfile
 from kata.config.edit import edited
 from kata.errors import ConfigError
+from kata.migrate import sources
 from kata.record import Record
 
 TYPE_CHECKING = False
@@ -52,8 +53,9 @@ class File(ABC):
         self.engine = engine
         self.path = path
         self.shown = f"{sysroot}{path}"
+        self.sysroot = sysroot
         try:
-            with open(self.shown, encoding="utf-8", newline="") as f:
+            with open(sources.real(self.shown, sysroot), encoding="utf-8", newline="") as f:
                 self.text = f.read()
         except UnicodeDecodeError as e:
             raise ConfigError(f"{self.shown}: is not UTF-8") from e
@@ -161,7 +163,7 @@ class Toml(File):
     """A TOML file.  ``_find`` yields what names a program: its tables, key, and the program."""
 
     def _read(self) -> Iterator[Named]:
-        doc = document.read(self.shown)
+        doc = sources.read(self.shown, self.sysroot)
         self.found: dict[str, tuple[tuple[str, ...], str]] = {}
         self.tables: dict[str, Any] = {}
         for name, tables, key, program in self._find(doc.data):

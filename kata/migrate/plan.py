@@ -152,7 +152,7 @@ def _configuration(wish: Wish, path: str, kept: Carried, settings: Sequence[Sett
     if any(r.kind == UNKNOWN for r in rows):
         return [], rows  # nothing can be written before somebody has decided
     if settings:
-        text = target.changed(_text(settings[0].file), f"{wish.sysroot}{path}", settings, values)
+        text = target.changed(_text(settings[0].file, wish.sysroot), f"{wish.sysroot}{path}", settings, values)
     elif not values:
         return [], rows
     else:
@@ -176,20 +176,20 @@ def _base(wish: Wish) -> Sequence[Setting]:
         path = sources.first(kata_table.PLACES if named else kata_table.PLACES[:2], wish.sysroot)
     if not path:
         return ()
-    found = sources.settings(sources.read(path))
+    found = sources.settings(sources.read(path, wish.sysroot))
     if os.path.dirname(path) != f"{wish.sysroot}{os.path.dirname(target.CONFIGURATION)}":
-        found = _with_drop_ins(path, found)  # those at the target's place stay where they are
+        found = _with_drop_ins(path, found, wish.sysroot)  # those at the target's place stay where they are
     return found
 
 
-def _with_drop_ins(path: str, settings: list[Setting]) -> list[Setting]:
+def _with_drop_ins(path: str, settings: list[Setting], sysroot: str) -> list[Setting]:
     """The settings with those of ``config.d`` beside the file; a later value counts."""
     merged = {(s.table, s.key): s for s in settings}
     folder = f"{os.path.dirname(path)}/{DROP_INS}"
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for name in names:
         if name.endswith(".toml") and not name.startswith("."):
-            merged |= {(s.table, s.key): s for s in sources.settings(sources.read(f"{folder}/{name}"))}
+            merged |= {(s.table, s.key): s for s in sources.settings(sources.read(f"{folder}/{name}", sysroot))}
     return list(merged.values())
 
 
@@ -208,7 +208,7 @@ def _clears(wish: Wish, found: Sequence[Entry]) -> Iterator[Group]:
         file = path or default
         if not file and not group:
             continue
-        settings = sources.settings(sources.read(file)) if file else []
+        settings = sources.settings(sources.read(file, wish.sysroot)) if file else []
         yield Group("clear", group[0].name if group else "clear", tuple(settings),
                     file or "Clear Containers' defaults", tuple(group))
 
@@ -248,7 +248,7 @@ def _of_command_line(wish: Wish) -> Iterator[Group]:
     if not named:
         raise UsageError(f"--command-line {wish.command_line!r} names no file of cc-runtime",
                          "use --from clear, which looks at the usual places")
-    yield Group("clear", "clear", tuple(sources.settings(sources.read(f"{wish.sysroot}{named}"))), named)
+    yield Group("clear", "clear", tuple(sources.settings(sources.read(f"{wish.sysroot}{named}", wish.sysroot))), named)
 
 
 def _kept_options(entry: Entry) -> list[str]:
@@ -295,7 +295,7 @@ def _back(wish: Wish, found: Sequence[Entry]) -> Plan:
     if wish.sources or wish.command_line:
         raise UsageError(f"--to {wish.to} reads unified's configuration", "leave --from and --command-line out")
     path = wish.file or sources.first(kata_table.PLACES[:2], wish.sysroot)
-    settings = _with_drop_ins(path, sources.settings(sources.read(path))) if path else []
+    settings = _with_drop_ins(path, sources.settings(sources.read(path, wish.sysroot)), wish.sysroot) if path else []
     carried = (carry.to_clear if wish.to == "clear" else carry.to_runv)(settings, accepted=wish.accepted)
     rows, options = list(carried.rows), list[str]()
     changes: list[Change] = []
@@ -320,7 +320,7 @@ def _clears_file(wish: Wish, values: Mapping[tuple[str, str], Any], origin: str)
     path = f"{wish.sysroot}{target.CLEARS}"
     rows = []
     if os.path.lexists(path):
-        before = sources.settings(sources.read(path))
+        before = sources.settings(sources.read(path, wish.sysroot))
         for s in before:
             new = values.get((s.table, s.key))
             if new != s.value:
@@ -328,7 +328,7 @@ def _clears_file(wish: Wish, values: Mapping[tuple[str, str], Any], origin: str)
                 rows.append(Row(source="clear", key=name, old=s.value, kind=DROPPED if new is None else CHANGED,
                                 new_key="" if new is None else name, new=new, file=s.file, line=s.line,
                                 why="what the file said before gives way to unified's settings"))
-        text = target.changed(_text(path), path, before, values)
+        text = target.changed(_text(path, wish.sysroot), path, before, values)
     else:
         text = target.new(values, origin or "the defaults of the flavor unified")
     return [c for c in (change(target.CLEARS, text.encode(), sysroot=wish.sysroot),) if c.changes], rows
@@ -352,15 +352,15 @@ def _host_default(wish: Wish, gone: set[str]) -> tuple[list[Row], list[Change]]:
         return [], []
     path = f"{wish.sysroot}{_host_file(wish)}"
     place, _colon, line = flavors.host(path).place.rpartition(":")
-    text = edited(_text(path), {("runtime", "default_flavor"): flavors.DEFAULT}, path)
+    text = edited(_text(path, wish.sysroot), {("runtime", "default_flavor"): flavors.DEFAULT}, path)
     key = keyed("runtime", "default_flavor")
     row = Row(source="kata", key=key, old=default, kind=RENAMED, new_key=key, new=flavors.DEFAULT, file=place,
               line=int(line or 0), why="engines that name kata alone get this flavor")
     return [row], [change(_host_file(wish), text.encode(), sysroot=wish.sysroot)]
 
 
-def _text(path: str) -> str:
-    with open(path, encoding="utf-8", newline="") as f:
+def _text(path: str, sysroot: str) -> str:
+    with open(sources.real(path, sysroot), encoding="utf-8", newline="") as f:
         return f.read()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 
+from kata.changes import resolve
 from kata.config import document, nearest
 from kata.errors import ConfigError
 from kata.migrate import Setting
 from kata.migrate.tables import runv
+from kata.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,13 +29,19 @@ def first(places: Sequence[str], sysroot: str = "") -> str:
     return next((f"{sysroot}{place}" for place in places if os.path.lexists(f"{sysroot}{place}")), "")
 
 
-def read(path: str) -> Document:
+def real(path: str, sysroot: str) -> str:
+    """The file behind a path below the sysroot (or anywhere else): links lead nowhere outside."""
+    below = path.removeprefix(sysroot) if path.startswith(f"{sysroot}/") else ""
+    return resolve(below, sysroot) if below else path
+
+
+def read(path: str, sysroot: str = "") -> Document:
     """A configuration file.
 
     :raise ConfigError: it is missing, cannot be read, or is not TOML; keys that are set twice are not.
     """
     try:
-        return document.read(path)
+        return replace(document.read(real(path, sysroot)), path=path)
     except FileNotFoundError as e:
         raise ConfigError(f"cannot read {path}: there is no such file", "check the path") from e
 
