@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kata.conformance import document, needs, suites
+from kata.conformance import deadline, document, needs, suites
 from kata.conformance.case import Case, Skip
 from kata.conformance.engines import host
 from kata.conformance.samples import Sampler
@@ -104,10 +104,11 @@ class Runner:
         result: dict[str, Any] = {"status": document.RAN, "seen": {}, "why": ""}
         if reasons := [why for need in case.needs if (why := needs.missing(need))]:
             return {**result, "status": document.SKIPPED, "why": "; ".join(reasons), "seconds": 0.0}
-        host.DEADLINE.end = begun + CASE_TIMEOUT
         try:
+            with deadline.within(CASE_TIMEOUT):
+                seen = case.run(side)
             # Through JSON, so that what is compared now is what is compared when it is read again.
-            result["seen"] = json.loads(json.dumps(dict(case.run(side)), default=str))
+            result["seen"] = json.loads(json.dumps(dict(seen), default=str))
         except Skip as e:
             result.update(status=document.SKIPPED, why=str(e))
         except KataError as e:

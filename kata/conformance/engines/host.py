@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import termios
-import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata import process
+from kata.conformance import deadline
 from kata.errors import HostError, KataError
 
 if TYPE_CHECKING:
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 READY = 60.0  #: seconds in which a daemon answers
 CLIENT = 120.0  #: seconds in which a client's command ends; emulated machines on a busy host are slow
-
-
-class _Deadline(threading.local):
-    """When the case that this thread carries out must be over (monotonic clock)."""
-
-    end = float("inf")
-
-    def within(self, timeout: float) -> float:
-        """Seconds that are left of both; at least one, so that a command's error says what did not end."""
-        return max(1.0, min(timeout, self.end - time.monotonic()))
-
-
-DEADLINE = _Deadline()
 
 FOLDERS = ("bin", "dev", "etc", "home/user", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp")
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:User:/home/user:/bin/sh\n"
@@ -89,7 +76,8 @@ def run(
 
     :raise HostError: not found, or killed by the timeout.
     """
-    done = process.run(argv, timeout=DEADLINE.within(timeout), check=False, input=input.encode(), env=environment(env), cwd=cwd)
+    done = process.run(argv, timeout=deadline.left(timeout), check=False, input=input.encode(), env=environment(env),
+                       cwd=cwd)
     return Output(done.argv, done.code, done.text, done.stderr.decode(errors="replace"))
 
 
@@ -196,7 +184,7 @@ class Stream:
         :raise HostError: it ended first, or not within ``timeout`` seconds.
         """
         assert self._process.stdout is not None
-        fd, end = self._process.stdout.fileno(), time.monotonic() + DEADLINE.within(timeout)
+        fd, end = self._process.stdout.fileno(), time.monotonic() + deadline.left(timeout)
         while self._seen.count(text.encode()) < count:
             readable, _, _ = select.select([fd], [], [], max(0.0, end - time.monotonic()))
             data = os.read(fd, 65536) if readable else b""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kata import process
+from kata.conformance import deadline
 from kata.conformance.engines import host
 from kata.conformance.engines.host import CLIENT, Output
 from kata.conformance.engines.sections import script, sections
@@ -108,7 +109,7 @@ class Launch:
 
         :raise HostError: not within ``timeout`` seconds, or never.
         """
-        end = time.monotonic() + host.DEADLINE.within(timeout)
+        end = time.monotonic() + deadline.left(timeout)
         while what not in self._said:
             readable, _, _ = select.select([self._status], [], [], max(0.0, end - time.monotonic()))
             data = os.read(self._status, 4096) if readable else b""
