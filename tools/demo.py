@@ -1,7 +1,7 @@
 """The demonstration: one root file system, made on the spot, run in three ways.
 
-1. ``kata run`` on an OCI bundle
-2. ``docker run --runtime kata``, by a docker daemon of its own
+1. ``kata run`` on an OCI bundle, under each of the three flavors
+2. ``docker run``, by a docker daemon of its own that has the three as runtimes
 3. ``docker exec`` into a container that keeps running
 
 and the kernel each of them meets, beside the host's.  The daemons live in a
@@ -25,6 +25,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 KATA = str(Path(sys.executable).parent / "kata")
+#: Flavor -> the name that its original had in docker.
+RUNTIMES = {"unified": "kata", "clear": "cc-runtime", "runv": "runv"}
 UNAME = ["uname", "-s", "-r", "-v"]
 START = time.monotonic()
 DAEMON_TIMEOUT = 60.0  #: seconds until a daemon must answer, and must have ended
@@ -134,7 +136,8 @@ def private_docker(run_dir: Path, data: Path) -> Iterator[list[str]]:
     dockerd = [
         "dockerd", f"--host=unix://{docker_socket}", f"--containerd={containerd_socket}",
         f"--data-root={data}/docker", f"--exec-root={run_dir}/exec", f"--pidfile={run_dir}/docker.pid",
-        f"--add-runtime=kata={KATA}", "--config-file=", "--log-level=warn",
+        *(f"--add-runtime={name}={Path(KATA).with_name(name)}" for name in RUNTIMES.values()), "--config-file=",
+        "--log-level=warn",
     ]  # fmt: skip
     with ExitStack() as stack:
         # One network namespace for both: its docker0 and its firewall are not the host's.
@@ -199,16 +202,19 @@ def demonstrate() -> list[tuple[str, str]]:
         make_rootfs(bundle / "rootfs")
         make_bundle(bundle, UNAME)
         name = f"demo-{os.getpid()}"
-        say("kata run: a virtual machine boots, runs one process, and is gone")
-        seen.append(("kata run", run([KATA, "run", "--bundle", str(bundle), name])))
+        for flavor in RUNTIMES:
+            say(f"kata run, flavor {flavor}: a virtual machine boots, runs one process, and is gone")
+            seen.append((f"kata run, {flavor}", run([KATA, "--flavor", flavor, "run", "--bundle", str(bundle), name])))
 
         archive = data / "rootfs.tar"
         with tarfile.open(archive, "w") as tar:
             tar.add(bundle / "rootfs", ".")
         with private_docker(run_dir, data) as docker:
             run([*docker, "import", str(archive), "busybox"], show=False)
-            say("docker run: the same, asked for by docker")
-            seen.append(("docker run", run([*docker, "run", "--rm", "--runtime", "kata", "busybox", *UNAME])))
+            say("docker run: the same, asked for by docker, by the names that the originals had there")
+            for runtime in RUNTIMES.values():
+                seen.append((f"docker run, {runtime}",
+                             run([*docker, "run", "--rm", "--runtime", runtime, "busybox", *UNAME])))
             say("a container that stays: exec, a pipe into the guest, its network")
             run([*docker, "run", "-d", "--runtime", "kata", "--name", name, "busybox", "sleep", "1000"])
             run([*docker, "exec", "-i", name, "sh", "-c", "tr a-z A-Z; hostname; ip -4 addr show eth0"],
@@ -227,9 +233,9 @@ def main() -> int:
     except (Failed, subprocess.TimeoutExpired) as e:
         print(f"demo: {e}", file=sys.stderr)
         return 1
-    print("\nwho ran uname     what it said")
+    print("\nwho ran uname           what it said")
     for who, kernel in seen:
-        print(f"{who:16}  {kernel}")
+        print(f"{who:22}  {kernel}")
     host = seen[0][1]
     if any(kernel == host for _, kernel in seen[1:]):
         print("demo: a container met the host's kernel", file=sys.stderr)
