@@ -87,7 +87,8 @@ FEW = Look("few capabilities", {
     "sets": ALL_SETS, "chown": "touch /tmp/f; chown 5 /tmp/f && stat -c %u /tmp/f",
     "hostname": f"{attempt('hostname other')}; hostname", "mount": attempt("mount -t tmpfs x /mnt"),
     "raw": attempt("ping -c 1 127.0.0.1"), "mknod": attempt("mknod /tmp/n c 1 3"), "chroot": attempt("chroot / true"),
-}, {"process": {"capabilities": {s: ["CAP_CHOWN", "CAP_DAC_OVERRIDE"] for s in ("bounding", "effective", "permitted")}}})
+}, {"process": {"capabilities": {s: ["CAP_CHOWN", "CAP_DAC_OVERRIDE"]
+                              for s in ("bounding", "effective", "permitted")}}})
 
 FEW.case("process-capabilities-few", "root has exactly the capabilities that are asked for",
          sets="\n".join((NOTHING, *[mask(CHOWN, DAC_OVERRIDE)] * 3, NOTHING)), chown="5")
