@@ -100,4 +100,5 @@ def refuse_retired(name: str, settings: Host) -> None:
     if settings.phase >= RETIRED and name in RETIRING:
         raise ConfigError(f"flavor {name} is retired on this host (roadmap phase {settings.phase}): "
                           f"it makes no new containers",
-                          f"use the unified flavor; `kata roadmap set {MERGED}` goes back a phase")
+                          "`kata migrate plan` shows what it is in unified, `kata migrate apply` changes the engines; "
+                          f"`kata roadmap set {MERGED}` goes back a phase")

@@ -39,7 +39,7 @@ def warn(context: Context, options: InvocationOptions, bundle: str, container_id
     else:
         text = "; ".join(differences(now, later)) or "nothing would be different"
     context.log.warning(f"flavor {name} is deprecated on this host (roadmap phase {flavors.MERGED}). "
-                        f"In {flavors.DEFAULT}: {text}")
+                        f"In {flavors.DEFAULT}: {text}. `kata migrate plan` says more")
 
 
 def differences(now: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:

@@ -128,9 +128,9 @@ def next_steps(phase: int, found: list[dict[str, Any]]) -> list[str]:
         if name not in flavors.RETIRING:
             continue
         if entry["engines"]:
-            steps.append(f"name another runtime in {', '.join(entry['engines'])}: they ask for {name}")
+            steps.append(f"kata migrate apply --from {name}: {', '.join(entry['engines'])} ask for it")
         if entry["containers"]:
-            steps.append(f"end the containers of {name}: {', '.join(entry['containers'])}")
+            steps.append(f"kata migrate adopt {' '.join(entry['containers'])}: they are {name}'s; or end them")
         if phase >= flavors.RETIRED and not entry["engines"] and not entry["containers"]:
             steps.append(f"nothing uses {name}: its plugin can be uninstalled")
     if phase < flavors.RETIRED:
