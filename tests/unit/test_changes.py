@@ -103,33 +103,6 @@ def test_apply_and_rollback(host: Path) -> None:
         sets.rollback("x")
 
 
-def test_killed_at_any_step_of_apply_or_rollback(host: Path) -> None:
-    """Whatever step it was: what comes next finds the old files, or the new ones and a set that is applied."""
-    wanted = example(host)
-    before = snapshot(host)
-    sets = Changes(f"{host}/sets")
-    counts = []
-    for work in (lambda: sets.apply("x", wanted), lambda: sets.rollback("x")):
-        count, states = 0, set()
-        while True:
-            if work.__code__.co_names[0] == "rollback" and not sets.names():
-                sets.apply("x", wanted)
-            if not killed_after(count, work):
-                break
-            sets.recover("x")
-            applied = sets.names() == ["x"]
-            states.add(applied)
-            assert contents(host) == NEW if applied else snapshot(host) == before
-            if applied and work.__code__.co_names[0] == "apply":
-                sets.rollback("x")
-                assert snapshot(host) == before
-            count += 1
-        assert states == {True, False}
-        counts.append(count)
-    assert min(counts) > 15
-    assert not list(host.rglob("*.new")) + list(host.rglob("*.old"))
-
-
 def test_status_tells_of_an_interrupted_set_without_touching_it(host: Path) -> None:
     wanted = example(host)
     sets = Changes(f"{host}/sets")

@@ -7,10 +7,8 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from kata import changes
 from kata.cli import main
 from kata.cli import migrate as verb
 from kata.migrate import engines
-from unit.test_changes import killed_after, snapshot
+from unit.test_changes import snapshot
 from unit.test_clear import SHIPPED
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -269,32 +267,6 @@ def test_apply_and_rollback_is_the_identity(found: dict[str, str], target: str) 
         assert files(host) == before
 
 
-def test_killed_anywhere(host: Path) -> None:
-    """Status says old or new, and the files are that."""
-    put(host, HOSTS["runv"])
-    before = files(host)
-    migrate(host, "apply")
-    after = files(host)
-    migrate(host, "rollback")
-    step, said = 0, set()
-    work: Callable[[], object] = lambda: quietly(host, "apply")  # noqa: E731
-    while killed_after(step, work):
-        status = json.loads(migrate(host, "status", "--json"))["state"]
-        said.add(status)
-        now = {name: what[2] for name, what in files(host).items()}
-        assert now == {name: what[2] for name, what in (before if status == "old" else after).items()}
-        if status == "new":
-            migrate(host, "rollback")
-        assert files(host) == before
-        step += 5
-    assert "old" in said and step > 20
-
-
-def quietly(host: Path, *words: str) -> None:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        main(["migrate", *words, "--sysroot", str(host)])
-
-
 # --- bad input ----------------------------------------------------------------------------
 
 
@@ -392,46 +364,6 @@ def test_a_docker_that_refuses_the_reload_gets_its_file_back(host: Path, monkeyp
     assert "reloaded; the old files are back: its log says" in migrate(host, "apply", code=1)
     assert files(host) == before and migrate(host, "status") == "old: nothing is migrated\n"
     migrate(host, "apply", "--no-reload")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-def test_a_full_disk_leaves_the_originals(host: Path) -> None:
-    """A file system of 64 KiB that is filled more and more: apply works, or nothing changes."""
-    (host / "etc").mkdir()
-    script = f"mount -t tmpfs -o size=64k,mode=755 tmpfs {host}/etc && exec {sys.executable} - <<'END'\n" + f"""
-import sys
-sys.path[:0] = {sys.path!r}
-from pathlib import Path
-from unit import test_migrate as t
-import json, contextlib, io
-host, seen = Path({str(host)!r}), set()
-t.put(host, t.HOSTS["runv"])
-before = t.files(host)
-for free in range(8):
-    try:
-        with open(host / "etc/filler", "wb", buffering=0) as f:
-            while f.write(bytes(4096)) == 4096:
-                pass
-    except OSError:
-        pass
-    f = open(host / "etc/filler", "r+b")
-    f.truncate(max(0, f.seek(0, 2) - 4096 * free))
-    f.close()
-    err = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-        code = t.main(["migrate", "apply", "--sysroot", str(host)])
-    seen.add(code)
-    if code:
-        assert "No space left" in err.getvalue() and "make room" in err.getvalue(), err.getvalue()
-    else:
-        t.migrate(host, "rollback")
-    (host / "etc/filler").unlink()
-    assert t.files(host) == before
-assert seen == {{0, 1}}, seen
-END
-"""
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 def test_links_stay(host: Path) -> None:
