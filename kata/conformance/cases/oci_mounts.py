@@ -185,7 +185,8 @@ def _binds(o: OciRuntime) -> dict[str, str]:
                 "through_link": "cat /target/inside/file",
                 "write": "echo guest > /rw/new; chown 77:88 /rw/new; chmod 604 /rw/new; mkdir -m 711 /rw/dir;"
                 " ln -s /nowhere /rw/dangling; ln /rw/new /rw/hard; mv /rw/sub /rw/moved; mknod /rw/pipe p",
-                "unlinked": "exec 3<>/rw/temp; rm /rw/temp; echo kept >&3; test -e /rw/temp || cat /proc/self/fd/3",
+                "unlinked": "exec 3>/rw/temp 4</rw/temp; rm /rw/temp; echo kept >&3; test -e /rw/temp || cat <&4",
+                "anew": attempt("cat /proc/self/fd/4", "read"),
                 "append": "echo one >> /rw/log; echo two >> /rw/log; tail -n 1 /rw/log; truncate -s 2 /rw/log;"
                 " stat -c %s /rw/log",
                 "rename": "echo a > /rw/a; echo b > /rw/b; mv /rw/a /rw/b; cat /rw/b; ls /rw/a 2>/dev/null | wc -l",
@@ -250,9 +251,9 @@ def bind_writes(o: OciRuntime) -> Seen:
     return {"new": _binds(o)["host_new"], "made": _binds(o)["host_made"]}
 
 
-@oci("mounts-bind-unlinked", "an open file that was removed stays readable", unlinked="kept")
+@oci("mounts-bind-unlinked", "an open file that was removed stays readable; whether it can be opened anew by /proc", unlinked="kept")
 def bind_unlinked(o: OciRuntime) -> Seen:
-    return {"unlinked": _binds(o)["unlinked"]}
+    return {"unlinked": _binds(o)["unlinked"], "anew": _binds(o)["anew"]}
 
 
 @oci("mounts-bind-posix", "appending, truncating, renaming over, sparse files, times",
