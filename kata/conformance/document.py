@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kata import __version__, process
+from kata import __version__, hostfacts, process
 from kata.conformance.case import Case
 from kata.conformance.subject import Subject
 from kata.errors import ConfigError, KataError
@@ -31,7 +31,7 @@ def new(subjects: Sequence[Subject], reference: str, cases: Sequence[Case]) -> d
         "meta": {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "kata": __version__,
             "host": platform.node(), "kernel": platform.release(), "machine": platform.machine(),
-            "cpus": os.cpu_count() or 0, "kvm": os.path.exists("/dev/kvm"), "python": platform.python_version(),
+            "cpus": os.cpu_count() or 0, "kvm": hostfacts.collect().kvm_usable, "python": platform.python_version(),
             "qemu": _first_line("qemu-system-x86_64", "--version"),
         },
         "reference": reference,

@@ -128,11 +128,11 @@ def _inside(case: Mapping[str, Any], of: Mapping[str, Verdict], results: Mapping
         wanted = _code(case["expected"][key]) if key in case["expected"] else '<span class="soft">-</span>'
         cells = "".join(_cell(verdict, key) for verdict in of.values())
         yield f"<tr><th>{escape(key)}</th><td>{wanted}</td>{cells}</tr>"
-    whys = "".join(f'<td class="{v.verdict}">{escape(v.why)}</td>' for v in of.values())
-    if any(v.why for v in of.values()):
-        yield f"<tr><th></th><td></td>{whys}</tr>"
     times = "".join(f'<td class="number soft">{results[name]["seconds"]:.1f} s</td>' for name in of)
     yield f"<tr><th>time</th><td></td>{times}</tr></tbody></table></div>"
+    for name, verdict in of.items():
+        if verdict.why:
+            yield f'<p class="why {verdict.verdict}"><b>{escape(name)}</b> {escape(verdict.why)}</p>'
     for name in of:
         for log, text in results[name].get("evidence", {}).items():
             yield (f'<details class="evidence"><summary>{escape(name)}: {escape(log)}</summary>'

@@ -18,6 +18,7 @@ from kata.conformance.engines import host
 from kata.conformance.samples import Sampler
 from kata.conformance.subject import Subject
 from kata.errors import HostError, KataError
+from kata.process import last_lines
 
 CASE_TIMEOUT = 240.0  #: seconds; each command in a case has a deadline, too
 EVIDENCE = 4000  #: bytes of the end of each log that a failure keeps
@@ -49,6 +50,7 @@ class Runner:
         self.folder.mkdir(mode=0o700)
         self.data.mkdir(mode=0o711)
         try:
+            self._prove()
             for suite in dict.fromkeys(c.suite for c in self.cases):
                 self._suite(suite)
             self._plans()
@@ -57,6 +59,26 @@ class Runner:
             shutil.rmtree(self.data, ignore_errors=True)
         self.record["samples"] = self.sampler.all()
         return self.record
+
+    def _prove(self) -> None:
+        """:raise HostError: a subject cannot run a container at all here; its cases would say the same, each anew."""
+        from kata.conformance.engines.oci import OciEngine
+
+        runtimes = {s.name: s.command for s in self.subjects}
+        engine = OciEngine(self.folder / "prove", self.data / "prove", runtimes, Sampler())
+        engine.start()
+        try:
+            for name in runtimes:
+                side = engine.subject(name)
+                try:
+                    got = side.run("echo ready")
+                finally:
+                    side.close()
+                if got.out != "ready":
+                    raise HostError(f"{name} cannot run a container here: {last_lines(got.stderr.encode())}",
+                                    "leave it out, or mend that")
+        finally:
+            _quietly(engine.stop)
 
     def _suite(self, suite: str) -> None:
         """One suite: its engine, then each subject with all of its cases, ``jobs`` subjects at once."""

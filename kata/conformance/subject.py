@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kata import loader, process
+from kata import flavors, loader, process
 from kata.conformance.declared import EVERY_MACHINE
 from kata.errors import KataError, UsageError
 
@@ -74,11 +74,11 @@ def differences(module: str) -> list[dict[str, Any]]:
 
 
 def _kata() -> str:
-    beside = Path(sys.executable).with_name("kata")
-    found = str(beside) if beside.exists() else shutil.which("kata")
-    if not found:
-        raise UsageError("the kata command is not on PATH", "install it, or set PATH")
-    return found
+    """The very program that runs, unless it runs by a name that asks for one flavor."""
+    for path in (sys.argv[0], str(Path(sys.executable).with_name("kata"))):
+        if os.path.basename(path) not in flavors.PROGRAMS and (found := shutil.which(path)):
+            return os.path.abspath(found)
+    raise UsageError("the kata command cannot be found", "call it by its path")
 
 
 def _version(command: tuple[str, ...]) -> str:

@@ -68,7 +68,7 @@ def details(document: Document, verdicts: Mapping[str, Mapping[str, Verdict]], w
                 continue
             lines.append(f"{MARKS[verdict.verdict]}: {case} with {subject}: {promises[case]}")
             if verdict.why:
-                lines.append(f"    {_cut(verdict.why)}")
+                lines.append(f"    {verdict.why}")
             for value in verdict.values:
                 if value.verdict in wanted:
                     lines.append(f"    {value.key}: {shown(value.seen)}, {value.by}: {shown(value.wanted)}"
