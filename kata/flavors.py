@@ -22,8 +22,9 @@ HOST_FILE = "/etc/kata/host.toml"
 HOST_VARIABLE = "KATA_HOST_FILE"
 DEFAULT = "unified"
 VARIABLE = "KATA_FLAVOR"
-#: Program names of the originals -> flavor.
-PROGRAMS = {"cc-runtime": "clear", "runv": "runv"}
+#: Program names -> flavor: those of the originals, and links for engines that can give a runtime no options.
+PROGRAMS = {"cc-runtime": "clear", "runv": "runv",
+            "kata-clear": "clear", "kata-runv": "runv", "kata-unified": "unified"}
 #: Flavors that the road leads away from.
 RETIRING = ("clear", "runv")
 COEXIST, MERGED, RETIRED = PHASES = (1, 2, 3)

@@ -244,7 +244,7 @@ def _reload(made: Plan, sets: changes.Changes, name: str, sysroot: str, no_reloa
 
 def _tell(engine: str, how: str, why: str, sysroot: str, no_reload: bool) -> None:
     if how == "SIGHUP" and not no_reload:
-        from kata.migrate import reload
+        from kata.engines import reload
 
         click.echo(reload.docker(os.path.abspath(sysroot) if sysroot else ""), err=True)
     elif how == "SIGHUP":

@@ -38,8 +38,6 @@ def read(path: str) -> Document:
     :raise FileNotFoundError: there is none.
     :raise ConfigError: it cannot be read or is not TOML; the text has file and line.
     """
-    import tomli  # here, so that a verb which reads no configuration does not pay for it
-
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -58,6 +56,16 @@ def read(path: str) -> Document:
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
         raise ConfigError(f"{path}:{line}: is not UTF-8") from e
+    return parse(text, path)
+
+
+def parse(text: str, path: str) -> Document:
+    """What a file says.
+
+    :raise ConfigError: it is not TOML; the text has file and line.
+    """
+    import tomli  # here, so that a verb which reads no configuration does not pay for it
+
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as e:

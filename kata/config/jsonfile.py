@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BLANK = re.compile(r"[ \t\r\n]*")
 _SCALAR = re.compile(r"true|false|null|-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
 MAX_DEPTH = 100
+REMOVE: Any = object()  #: in place of a value: the key goes
 
 
 class Node(Record):
@@ -54,7 +55,9 @@ def line(text: str, at: int) -> int:
 
 
 def edited(text: str, changes: Mapping[tuple[str, ...], Any], path: str = "") -> str:
-    """``text`` with values set, keys -> value; objects on the way are made.  An empty text is an empty object.
+    """``text`` with values set, keys -> value, or removed where the value is :data:`REMOVE`.
+
+    Objects on the way are made.  An empty text is an empty object.
 
     :raise ConfigError: it is not JSON, or something on the way is no object.
     """
@@ -137,15 +140,19 @@ def _next(text: str, at: int, closing: str) -> tuple[int, bool]:
 
 
 def _set(text: str, keys: Sequence[str], value: Any, path: str) -> str:
-    node = parse(text, path)
+    node = parent = parse(text, path)
     for depth, key in enumerate(keys):
         if not isinstance(node.value, dict):
             raise ConfigError(f"{path}:{line(text, node.start)}: {'.'.join(keys[:depth]) or 'it'} is no object")
+        if key not in node.members and value is REMOVE:
+            return text
         if key not in node.members:
             for inner in reversed(keys[depth + 1 :]):
                 value = {inner: value}
             return _inserted(text, node, key, value)
-        node = node.members[key][1]
+        parent, node = node, node.members[key][1]
+    if value is REMOVE:
+        return _removed(text, parent, keys[-1])
     if node.value == value and type(node.value) is type(value):
         return text
     return text[: node.start] + _dumps(value, text, node.start) + text[node.end :]
@@ -163,6 +170,18 @@ def _inserted(text: str, node: Node, key: str, value: Any) -> str:
     indent, step = _indent(text, node.start), _step(text)
     return (f"{text[: node.start]}{{\n{indent}{step}{json.dumps(key)}: "
             f"{_reindent(value, step, indent + step)}\n{indent}}}{text[node.end :]}")
+
+
+def _removed(text: str, node: Node, key: str) -> str:
+    """The object without a member, and without the comma that parted it from its neighbour."""
+    names = list(node.members)
+    number = names.index(key)
+    start, value = node.members[key]
+    if len(names) == 1:
+        return f"{text[: node.start]}{{}}{text[node.end :]}"
+    if number:
+        return text[: node.members[names[number - 1]][1].end] + text[value.end :]
+    return text[:start] + text[node.members[names[1]][0] :]
 
 
 def _dumps(value: Any, text: str, at: int) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from hashlib import sha256
 
-from kata import flavors
+from kata import engines, flavors
 from kata.changes import Change, change
 from kata.config import DROP_INS
 from kata.config.edit import edited
 from kata.errors import ConfigError, UsageError
-from kata.migrate import CHANGED, DROPPED, RENAMED, SAME, UNKNOWN, Row, Setting, carry, engines, keyed, sources, target
+from kata.migrate import CHANGED, DROPPED, RENAMED, SAME, UNKNOWN, Row, Setting, carry, keyed, sources, target
+from kata.migrate.engines import retarget
 from kata.migrate.tables import clear as clear_table
 from kata.migrate.tables import kata as kata_table
 from kata.migrate.tables import runv as runv_table
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
+    from kata.engines import Entry
     from kata.migrate.carry import Carried
-    from kata.migrate.engines import Action, Entry
+    from kata.migrate.engines import Action
 
 SOURCES = ("clear", "runv", "kata")
 
@@ -125,7 +127,7 @@ def _forward(wish: Wish, found: Sequence[Entry]) -> Plan:
             notes.append(f"{group.origin} has settings of its own: {who} gets {wish.sysroot}{path} by --kata-config")
         for entry in group.entries if group else ():
             wanted.append((entry, [*_kept_options(entry), *(["--kata-config", path] if own else [])]))
-    by_engines = engines.retarget(wish.sysroot, wanted, "unified")
+    by_engines = retarget(wish.sysroot, wanted, "unified")
     host = _host_default(wish, {g.flavor for g in groups})
     return Plan(wish.to, (*rows, *by_engines.rows, *host[0]), (*changes, *host[1], *by_engines.changes),
                 by_engines.actions, (*notes, *by_engines.notes))
@@ -307,7 +309,7 @@ def _back(wish: Wish, found: Sequence[Entry]) -> Plan:
             options += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     own = {e.name: named for e in found if (named := engines.option(e.args, "kata-config", "config"))}
     wanted = [(e, [*_kept_options(e), *options]) for e in found if e.flavor == "unified" and e.name not in own]
-    by_engines = engines.retarget(wish.sysroot, wanted, wish.to)
+    by_engines = retarget(wish.sysroot, wanted, wish.to)
     notes = [*by_engines.notes, *(f"the runtime {name} stays: it has a configuration of its own, {named}"
                                   for name, named in own.items())]
     if wish.to == "runv":

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata import changes
+from kata import changes, engines
 from kata.cli import main
 from kata.cli import migrate as verb
-from kata.migrate import engines
 from unit.test_changes import snapshot
 from unit.test_clear import SHIPPED
 
@@ -352,8 +351,8 @@ def test_an_edit_since_is_kept_unless_forced(host: Path) -> None:
 
 
 def test_a_docker_that_refuses_the_reload_gets_its_file_back(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kata.engines import reload
     from kata.errors import HostError
-    from kata.migrate import reload
 
     def refuses(_sysroot: str) -> str:
         raise HostError("dockerd did not say within 20 s that it reloaded", "its log says what it does not like")
