@@ -91,7 +91,7 @@ def _value(document: Document, case: Mapping[str, Any], subject: str, key: str, 
     other, by = _other(document, case, key)
     demanded = key in case["expected"]
     wanted, against = (case["expected"][key], "specification") if demanded else (other, by)
-    if seen == wanted or subject == by and not demanded:
+    if seen == wanted or (subject == by and not demanded):
         return Value(key, SAME, seen, wanted, against)
     if subject == reference:
         return Value(key, DEVIATES, seen, wanted, against)

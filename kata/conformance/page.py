@@ -6,6 +6,7 @@ Everything is in the page when it is loaded, also without scripts; the script on
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -76,9 +77,9 @@ def _head(document: Document, verdicts: Mapping[str, Mapping[str, Verdict]]) -> 
     counted = compare.counts(verdicts)
     for subject in document["subjects"]:
         name = subject["name"]
-        of = counted.get(name, {})
-        bars = "".join(f'<i class="{k}" style="flex:{of[k]}"></i>' for k in reversed(KINDS) if of.get(k))
-        numbers = "".join(f'<span class="{k}">{of[k]} {WORDS[k]}</span>' for k in reversed(KINDS) if of.get(k))
+        of = counted.get(name, Counter())
+        bars = "".join(f'<i class="{k}" style="flex:{of[k]}"></i>' for k in reversed(KINDS) if of[k])
+        numbers = "".join(f'<span class="{k}">{of[k]} {WORDS[k]}</span>' for k in reversed(KINDS) if of[k])
         label = " <span class=soft>reference</span>" if name == document["reference"] else ""
         yield (f'<section class="card"><h3>{escape(name)}{label}</h3><p class="meta">{escape(subject["version"])}</p>'
                f'<div class="bar">{bars}</div><div class="counts">{numbers}</div></section>')

@@ -83,7 +83,7 @@ def totals(document: Document, verdicts: Mapping[str, Mapping[str, Verdict]]) ->
     for subject in document["subjects"]:
         name = subject["name"]
         label = f"{name} (reference)" if name == document["reference"] else name
-        rows.append([label, *(str(counted.get(name, {}).get(k, 0)) for k in kinds)])
+        rows.append([label, *(str(counted[name][k] if name in counted else 0) for k in kinds)])
     return table(rows)
 
 

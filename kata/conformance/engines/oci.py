@@ -158,7 +158,7 @@ class OciRuntime:
         return output
 
     def new_id(self) -> str:
-        return f"{self.folder.parent.name}-{self.runtime}-{next(self._numbers)}"
+        return f"{self.folder.parent.parent.name}-{self.runtime}-{next(self._numbers)}"
 
     def bundle(self, shell: str = SLEEPER, changes: Mapping[str, Any] | Change | None = None, *,
                prepare: Callable[[Path], object] | None = None) -> Path:
@@ -265,9 +265,9 @@ class Container:
         self.out = oci.folder / f"{id}.out"
         self._launches: list[Launch] = []
 
-    def try_create(self, *options: str, input: bytes | None = None) -> int:
-        """The exit code of ``create``; its output is in :attr:`said` with the container's."""
-        argv = self.oci.argv("create", "--bundle", str(self.bundle), "--pid-file", str(self.pid_file), *options, self.id)
+    def try_create(self, *options: str, input: bytes | None = None, verb: str = "create") -> int:
+        """The exit code of ``create``, or of ``run --detach``; its output is in :attr:`said` with the container's."""
+        argv = self.oci.argv(verb, "--bundle", str(self.bundle), "--pid-file", str(self.pid_file), *options, self.id)
         begun = time.monotonic()
         launch = Launch(argv, self.pid_file, input, self.out)
         self._launches.append(launch)
@@ -276,10 +276,10 @@ class Container:
             self.oci.sampler.take(self.oci.runtime, "create", time.monotonic() - begun)
         return code
 
-    def create(self, *options: str, input: bytes | None = None) -> None:
+    def create(self, *options: str, input: bytes | None = None, verb: str = "create") -> None:
         """:raise HostError: it failed."""
-        if code := self.try_create(*options, input=input):
-            raise HostError(f"create of {self.id} failed with exit code {code}: {self.said.strip()[-500:]}")
+        if code := self.try_create(*options, input=input, verb=verb):
+            raise HostError(f"{verb} of {self.id} failed with exit code {code}: {self.said.strip()[-500:]}")
 
     def start(self) -> Output:
         return self.oci("start", self.id, sample="start")
@@ -372,8 +372,8 @@ class OciEngine:
     def stop(self) -> None:
         """:raise Left: something of a container is still there."""
         left = [f"process {line}" for line in host.processes([f"{self.folder}/"]) if "kata-factory" not in line]
-        left += [f"mount {m}" for m in host.mounts(str(self.data))] + [f"mount {m}" for m in host.mounts(str(self.folder))]
-        left += [f"cgroup {group}" for group in host.cgroups(f"{self.folder.name}-")]
+        left += [f"mount {m}" for place in (self.data, self.folder) for m in host.mounts(str(place))]
+        left += [f"cgroup {group}" for group in host.cgroups(f"{self.folder.parent.name}-")]
         shutil.rmtree(self.data, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         if left:

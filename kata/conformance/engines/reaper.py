@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
-from kata_agent.linux.syscalls import set_child_subreaper
-
 from kata.spawn import spawn
+from kata_agent.linux.syscalls import set_child_subreaper
 
 
 def main() -> None:
