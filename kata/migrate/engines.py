@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from kata.changes import Change, change
-from kata.engines import files, option, program
+from kata.engines import ENGINES, NONE, files, option, program
 from kata.engines.docker import DaemonJson
-from kata.migrate import CHANGED, RENAMED, Row
+from kata.migrate import CHANGED, DROPPED, RENAMED, Row
 from kata.record import Record
 
 TYPE_CHECKING = False
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Flavor -> program, name of the runtime that is added for it.
 PROGRAMS = {"unified": ("kata-runtime", "kata"), "clear": ("cc-runtime", "cc-runtime"), "runv": ("runv", "runv")}
+_SHIM = re.compile(r"io\.containerd\.kata|containerd-shim-kata")
 PACKAGES = "/usr/"  #: files below are a package's, and no place for a host's settings
 
 
@@ -58,9 +61,10 @@ def retarget(sysroot: str, wanted: Sequence[tuple[Entry, Sequence[str]]], flavor
         every = {r.name for f in files(sysroot, [file.engine]) for r in f.runtimes}
         like = next((e.name for e, args in here if e.default), "") or next(
             (e.name for e, args in here if option(args, "kata-config") == "" and not (e.fixed and args)), "")
-        new = {added: like} if like and added not in every else {}
+        told = any(row.source == file.engine and row.new_key == f"runtime {added}" for row in rows)  # in another file
+        new = {added: like} if like and added not in every and not told else {}
         default = added if file.default in {e.name for e, _args in here if e.default} and (
-            new or file.default == added) else ""
+            new or told or file.default == added) else ""
         text = file.changed({e.name: (target, args) for e, args in here}, new, default)
         rows += _rows(here, target, new, default, file)
         made = change(file.path, text.encode(), sysroot=sysroot)
@@ -68,6 +72,17 @@ def retarget(sysroot: str, wanted: Sequence[tuple[Entry, Sequence[str]]], flavor
             changes.append(made)
             actions[file.engine] = _action(file, actions.get(file.engine))
     return Result(tuple(rows), tuple(changes), tuple(actions.values()), tuple(notes))
+
+
+def shims(sysroot: str, names: Sequence[str]) -> list[Row]:
+    """Where engines ask for the shim of Kata 2.x and later, which is a program of its own and stays."""
+    return [Row(source=file.engine, key="shim of Kata", old=line.strip(), kind=DROPPED, file=file.shown, line=number,
+                why="this runtime is called by containerd's own shim, not by one of its own: the entry stays Kata's, "
+                    "which may read the same configuration.toml",
+                instead=f"kata engine install {file.engine} adds this runtime beside it")
+            for file in files(sysroot, [n for n in names if n != NONE] if names else ENGINES)
+            for number, line in enumerate(file.text.splitlines(), 1)
+            if _SHIM.search(line) and not line.lstrip().startswith("#")]
 
 
 def _rows(here: Sequence[tuple[Entry, Sequence[str]]], target: str, new: Mapping[str, str], default: str,

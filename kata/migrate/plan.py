@@ -11,7 +11,7 @@ from kata.config import DROP_INS
 from kata.config.edit import edited
 from kata.errors import ConfigError, UsageError
 from kata.migrate import CHANGED, DROPPED, RENAMED, SAME, UNKNOWN, Row, Setting, carry, keyed, sources, target
-from kata.migrate.engines import retarget
+from kata.migrate.engines import retarget, shims
 from kata.migrate.tables import clear as clear_table
 from kata.migrate.tables import kata as kata_table
 from kata.migrate.tables import runv as runv_table
@@ -129,7 +129,8 @@ def _forward(wish: Wish, found: Sequence[Entry]) -> Plan:
             wanted.append((entry, [*_kept_options(entry), *(["--kata-config", path] if own else [])]))
     by_engines = retarget(wish.sysroot, wanted, "unified")
     host = _host_default(wish, {g.flavor for g in groups})
-    return Plan(wish.to, (*rows, *by_engines.rows, *host[0]), (*changes, *host[1], *by_engines.changes),
+    others = shims(wish.sysroot, wish.engines)
+    return Plan(wish.to, (*rows, *by_engines.rows, *others, *host[0]), (*changes, *host[1], *by_engines.changes),
                 by_engines.actions, (*notes, *by_engines.notes))
 
 

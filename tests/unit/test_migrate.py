@@ -73,12 +73,16 @@ debug_console_enabled = true
 [runtime]
 sandbox_cgroup_only = true
 """
+KATA3_SHIM = """version = 2
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
+runtime_type = "io.containerd.kata.v2"
+"""
 #: name -> files of a host.
 HOSTS: dict[str, dict[str, str]] = {
     "clear": {CLEAR: SHIPPED, "etc/systemd/system/docker.service.d/clear-containers.conf": UNIT,
               "etc/containerd/config.toml": CONTAINERD, "etc/crio/crio.conf": CRIO},
     "runv": {"etc/docker/daemon.json": DOCKER, "etc/containers/containers.conf": PODMAN},
-    "kata": {KATA: KATA3},
+    "kata": {KATA: KATA3, "etc/containerd/config.toml": KATA3_SHIM},
 }
 
 
