@@ -5,12 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+from functools import partial
 from pathlib import Path
 
-from kata.conformance.cases.docker_fixtures import CPU, MEMORY, PIDS, DockerSubject
-from kata.conformance.cases.engine import Seen, docker, needs_all_capabilities
+from kata.conformance.case import Seen, case
+from kata.conformance.cases.docker_fixtures import CPU, MEMORY, PIDS, DockerSubject, needs_all_capabilities
 from kata.conformance.engines import host
 from kata.conformance.engines.sections import script, sections, status
+
+docker = partial(case, "docker")
 
 # --- exec ----------------------------------------------------------------------
 
@@ -260,7 +263,7 @@ def inspect_network(d: DockerSubject) -> Seen:
 def logs(d: DockerSubject) -> Seen:
     assert d.plain
     both = d("logs", d.box).ok()
-    stamp = d("logs", "-t", "--tail", "1", d.box).ok().out
+    stamp = d("logs", "-t", "--tail", "1", d.box).ok().all
     last = d("logs", "--tail", "1", d.box).ok().all.strip()
     return {"errors": both.stderr.strip(), "tail": "@@end" if last in ("@@end", "to stderr") else last,
             "stamped": stamp[:4].isdigit() and stamp.split(" ")[0].endswith("Z")}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from kata.conformance.case import Seen, case
 from kata.conformance.cases.docker_fixtures import DockerSubject, fetch, until
-from kata.conformance.cases.engine import Seen, docker
 from kata.conformance.engines.docker import IMAGE
+
+docker = partial(case, "docker")
 
 REACHED = "1 packets received"
 

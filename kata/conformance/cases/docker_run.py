@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from kata.conformance.cases.docker_fixtures import DockerSubject
-from kata.conformance.cases.engine import Seen, docker, needs_all_capabilities
+from functools import partial
+
+from kata.conformance.case import Seen, case
+from kata.conformance.cases.docker_fixtures import DockerSubject, needs_all_capabilities
 from kata.conformance.engines.docker import IMAGE
+
+docker = partial(case, "docker")
 
 REFUSED_READ = "Read-only file system"
 DEFAULT_CAPABILITIES = "00000000a80425fb"

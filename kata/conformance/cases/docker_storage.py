@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from kata.conformance.case import Seen, Skip, case
 from kata.conformance.cases.docker_fixtures import DockerSubject
-from kata.conformance.cases.engine import Seen, Skip, docker
 from kata.conformance.engines import host
+
+docker = partial(case, "docker")
 
 
 @docker("volume-bind", "-v and --mount of folders and files: the host's content, owner kept",
