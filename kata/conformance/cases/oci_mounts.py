@@ -97,7 +97,8 @@ def _tmpfs(config: dict[str, Any]) -> None:
 OWN = Look("own mounts", {
     "size": size("/t"), "owner": "stat -c '%a %u %g' /t", "options": options_of("/t"),
     "full": "dd if=/dev/zero of=/t/f bs=1024 count=3000 2>&1 | grep -o 'No space left on device'; stat -c %s /t/f",
-    "noexec": f"printf '#!/bin/sh\\n' > /t/true; chmod 755 /t/true; {attempt('/t/true')}", "ro": refusal("touch /tro/x"),
+    "noexec": f"printf '#!/bin/sh\\n' > /t/true; chmod 755 /t/true; {attempt('/t/true')}",
+    "ro": refusal("touch /tro/x"),
     "shm": size("/dev/shm"), "run": "stat -c %a /run; ls /run | wc -l", "deep": "stat -c %a /deep/er/still",
     "masked_file": "cat /etc/os-release | wc -c; echo x > /etc/os-release; cat /etc/os-release | wc -c",
     "masked_folder": f"ls /home | wc -l; {refusal('touch /home/x')}",
