@@ -12,6 +12,5 @@ from __future__ import annotations
 from typing import Any
 
 EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
-    ("oci/kernel-own", "own"): (True, "a machine has a kernel of its own: that is what it is for"),
-    ("oci/memory-of-machine", "host"): (False, "the container sees the memory of its machine, not of the host"),
+    ("oci/linux-namespace-kernel", "kernel"): ("its own", "a machine has a kernel of its own: that is what it is for"),
 }

@@ -51,7 +51,7 @@ def kernel(o: OciRuntime) -> Seen:
 @contextmanager
 def joined(o: OciRuntime) -> Iterator[tuple[str, str]]:
     """Two network namespaces with a link between them; the container gets the first."""
-    tag = f"{o.folder.parent.name[-8:]}{o.runtime[:6]}"
+    tag = f"{o.tag[-8:]}{o.runtime[:6]}"
     inside, outside = f"{tag}i", f"{tag}o"
     try:
         for name in (inside, outside):

@@ -138,6 +138,7 @@ class OciRuntime:
         self.command = list(command)
         self.folder, self.data = folder, data
         self.root = folder / "root"
+        self.tag = folder.parent.parent.name  #: of the run
         self.sampler = sampler
         self._numbers = itertools.count(1)
         self._shared: dict[str, object] = {}
@@ -158,7 +159,7 @@ class OciRuntime:
         return output
 
     def new_id(self) -> str:
-        return f"{self.folder.parent.parent.name}-{self.runtime}-{next(self._numbers)}"
+        return f"{self.tag}-{self.runtime}-{next(self._numbers)}"
 
     def bundle(self, shell: str = SLEEPER, changes: Mapping[str, Any] | Change | None = None, *,
                prepare: Callable[[Path], object] | None = None) -> Path:
