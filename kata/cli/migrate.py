@@ -46,8 +46,13 @@ def wishes(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group()
-def command() -> None:
+@click.pass_context
+def command(click_context: click.Context) -> None:
     """Carry configuration, engines' entries and running containers over to the unified flavor, or back."""
+    options = click_context.obj.options
+    if options["kata_config"] and click_context.invoked_subcommand != "adopt":
+        raise UsageError(f"--kata-config {options['kata_config']} is not for this verb",
+                         "--from and --file name a configuration to migrate")
 
 
 @command.command()

@@ -28,13 +28,7 @@ class Sorted:
 
     def add(self, setting: Setting, rule: Rule, source: str) -> None:
         """One key, by its rule."""
-        new: Any = setting.value
-        if rule.convert is not None:
-            new = rule.convert(setting.value)
-            if isinstance(new, Rule):
-                inner, new = new, setting.value if new.convert is None else new.convert(setting.value)
-                rule = replace(inner, table=inner.table or rule.table, key=inner.key or rule.key,
-                               kind=rule.kind if inner.kind == SAME else inner.kind)
+        rule, new = _resolved(rule, setting)
         table, key = rule.table or setting.table, rule.key or setting.key
         row = Row(source=source, key=keyed(setting.table, setting.key), old=setting.value, kind=rule.kind,
                   file=setting.file, line=setting.line, why=rule.why, instead=rule.instead, fields=rule.fields)
@@ -44,6 +38,28 @@ class Sorted:
             row = replace(row, new_key=keyed(table, key), new=new)
             self.values[table, key] = new
         self.rows.append(row)
+
+
+def _resolved(rule: Rule, setting: Setting) -> tuple[Rule, Any]:
+    """The rule that the value leads to, and the new value.
+
+    :raise ConfigError: the value is of a type that the key never had.
+    """
+    if rule.convert is None:
+        return rule, setting.value
+    try:
+        new = rule.convert(setting.value)
+        if not isinstance(new, Rule):
+            return rule, new
+        inner, new = new, setting.value if new.convert is None else new.convert(setting.value)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{_place(setting)}{setting.key} cannot be {shown(setting.value)}") from e
+    return replace(inner, table=inner.table or rule.table, key=inner.key or rule.key,
+                   kind=rule.kind if inner.kind == SAME else inner.kind), new
+
+
+def _place(setting: Setting) -> str:
+    return f"{setting.file}:{setting.line}: " if setting.line else f"{setting.file}: " if setting.file else ""
 
 
 def of_key(key: Key, setting: Setting, rule: Rule | None = None) -> Rule:
@@ -67,8 +83,7 @@ def converted(key: Key, setting: Setting) -> Any:
     try:
         return key.convert(setting.value)
     except ValueError as e:
-        place = f"{setting.file}:{setting.line}: " if setting.line else f"{setting.file}: " if setting.file else ""
-        raise ConfigError(f"{place}{setting.key}: {e} is expected, found {shown(setting.value)}") from e
+        raise ConfigError(f"{_place(setting)}{setting.key}: {e} is expected, found {shown(setting.value)}") from e
 
 
 def classify(settings: Iterable[Setting], source: str, rules: Rules, language: Language,

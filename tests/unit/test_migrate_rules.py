@@ -300,6 +300,25 @@ def test_wrong_values_are_errors(tmp_path: Path, text: str, error: str) -> None:
         carry.clear(settings(tmp_path, text))
 
 
+KEYS = sorted({*kata_table.RULES, *clear_table.RULES, *((t, k) for t, keys in kata1.LANGUAGE.items() for k in keys),
+               ("hypervisor.clh", "default_memory"), ("x", "y")})
+ANY = st.recursive(st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda v: st.lists(v, max_size=2),
+                   max_leaves=3)
+
+
+@given(st.lists(st.builds(Setting, st.just("t"), st.just("k"), ANY), max_size=3), st.data())
+def test_no_value_is_a_surprise(values: list[Setting], data: st.DataObject) -> None:
+    """Whatever stands in a file: a row for each key, or an error that a user can read."""
+    places = [data.draw(st.sampled_from(KEYS)) for _ in values]
+    found = [Setting(table, key, s.value) for (table, key), s in zip(places, values, strict=True)]
+    for work in (carry.clear, carry.kata, carry.to_clear, carry.to_runv):
+        try:
+            carried = work(found)  # type: ignore[operator]
+        except ConfigError:
+            continue
+        assert {f"[{s.table}] {s.key}" for s in found} <= {r.key for r in carried.rows}
+
+
 @pytest.mark.parametrize(("line", "error"), [
     ("--default_memory", "--default_memory lacks its value"),
     ("--default_memory x", "--default_memory: a whole number is expected, found 'x'"),
