@@ -252,7 +252,8 @@ def bind_writes(o: OciRuntime) -> Seen:
     return {"new": _binds(o)["host_new"], "made": _binds(o)["host_made"]}
 
 
-@oci("mounts-bind-unlinked", "an open file that was removed stays readable; whether it can be opened anew by /proc", unlinked="kept")
+@oci("mounts-bind-unlinked", "an open file that was removed stays readable; whether it can be opened anew by /proc",
+     unlinked="kept")
 def bind_unlinked(o: OciRuntime) -> Seen:
     return {"unlinked": _binds(o)["unlinked"], "anew": _binds(o)["anew"]}
 
