@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -67,6 +68,7 @@ def _run(flavors: str, runtimes: Sequence[str], reference: str, jobs: int, suite
     cases = _cases(suite, patterns)
     progress = Progress(len(cases) * len(subjects))
     runner = Runner(subjects, base, cases, jobs, progress)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C: engines and machines are ended
     try:
         record = runner.run()
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import shutil
 import threading
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kata.conformance import deadline, document, needs, suites
+from kata.conformance import deadline, document, leftovers, needs, suites
 from kata.conformance.case import Case, Skip
 from kata.conformance.engines import host
 from kata.conformance.samples import Sampler
@@ -37,7 +36,7 @@ class Runner:
         self.record = document.new(subjects, reference, cases)
         self.sampler = Sampler()
         self.stop = threading.Event()
-        self.tag = f"kc{os.getpid()}"
+        self.tag = leftovers.tag()
         self.folder, self.data = Path("/run") / self.tag, Path("/var/tmp") / self.tag
 
     def run(self) -> dict[str, Any]:
@@ -47,6 +46,7 @@ class Runner:
         """
         if missing := needs.missing("root"):
             raise HostError(f"conformance {missing}: it starts engines and machines", "run it as root")
+        leftovers.sweep()
         self.folder.mkdir(mode=0o700)
         self.data.mkdir(mode=0o711)
         try:
@@ -96,8 +96,12 @@ class Runner:
             with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
                 sides = [pool.submit(self._side, engine, number, s.name, cases)
                          for number, s in enumerate(self.subjects, 1)]
-                for side in sides:
-                    side.result()
+                try:
+                    for side in sides:
+                        side.result()
+                except BaseException:
+                    self.stop.set()  # what has begun ends by its own deadlines
+                    raise
         finally:
             left = _quietly(engine.stop)
         if left:

@@ -1,0 +1,43 @@
+"""What a run that was killed left behind: found by its tag, which holds the pid of a process that is no more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+from kata.conformance.engines import host
+
+_TAG = re.compile(r"kc(\d+)$")
+
+
+def tag() -> str:
+    """Names everything of this run: folders, network namespaces, ids."""
+    return f"kc{os.getpid()}"
+
+
+def sweep(run: Path = Path("/run"), data: Path = Path("/var/tmp"), proc: Path = Path("/proc")) -> list[str]:
+    """End the processes of runs that are over; undo their mounts, namespaces, cgroups and folders.  Their tags."""
+    names = {entry for folder in (run, data) for entry in os.listdir(folder)}
+    stale = [n for n in sorted(names) if (m := _TAG.match(n)) and not (proc / m[1]).exists()]
+    for name in stale:
+        folders = [run / name, data / name]
+        for line in host.processes([f"{folder}/" for folder in folders] + [f"{name}-"]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+        for folder in folders:
+            for mount in reversed(host.mounts(f"{folder}/")):
+                host.run(["umount", "--lazy", mount])
+            shutil.rmtree(folder, ignore_errors=True)
+        mine = re.compile(rf"{name}(?!\d)")
+        for group in filter(mine.search, sorted(host.cgroups(name), reverse=True)):
+            with contextlib.suppress(OSError):
+                os.rmdir(group)
+        namespaces = Path("/run/netns")
+        for namespace in namespaces.iterdir() if namespaces.exists() else ():
+            if mine.match(namespace.name):
+                host.NetworkNamespace(namespace.name).delete()
+    return stale
