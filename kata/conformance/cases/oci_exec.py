@@ -195,7 +195,7 @@ def console_size(o: OciRuntime) -> Seen:
     return {"code": _terminal(o.argv("run", "--bundle", str(bundle), o.new_id()))["code"]}
 
 
-@oci("terminal-needs-socket", "a detached terminal without a console socket is refused, so is a socket without terminal",
+@oci("terminal-needs-socket", "a detached terminal without a socket is refused, and a socket without a terminal",
      refused=[True, True])
 def needs_socket(o: OciRuntime) -> Seen:
     refused = []
