@@ -59,10 +59,9 @@ def runv(settings: Sequence[Setting], *, accepted: Sequence[str] = ()) -> Carrie
         _default(found, "runv", "hypervisor.qemu", "default_memory", runv_table.DEFAULT_MEMORY, runv_table.LEAST_MEMORY,
                  CHANGED, f"our guest needs {runv_table.LEAST_MEMORY} MiB to come up in a machine that may grow",
                  ("sandbox.machine.memory", "sandbox.base_memory"))
-    _defaults(found, "runv", (), runv_table.DEFAULTS)
     if "template" in given:
         found.values["factory", "enable_template"] = True
-        found.rows = [replace(r, new=True) if r.new_key == "[factory] enable_template" else r for r in found.rows]
+    _defaults(found, "runv", (), runv_table.DEFAULTS)
     return Carried("runv", (*found.rows, *_behaviours("runv", runv_table.BEHAVIOURS)), found.values)
 
 

@@ -94,7 +94,7 @@ def _rows(here: Sequence[tuple[Entry, Sequence[str]]], target: str, new: Mapping
         rows.append(Row(
             source=entry.engine, key=f"runtime {entry.name}", old=before, kind=CHANGED if lost else RENAMED,
             new_key=f"runtime {entry.name}", new=after, file=entry.file, line=entry.line,
-            why=f"it gets the default configuration, since this file has no place for options: {' '.join(args)} is lost"
+            why=f"it gets the default configuration, since this file has no place for options; it had {' '.join(args)}"
             if lost else "the name stays: containers are recorded with it",
             instead="a script that calls kata-runtime with --kata-config, named here" if lost else ""))
     for name, like in new.items():

@@ -110,9 +110,10 @@ def _forward(wish: Wish, found: Sequence[Entry]) -> Plan:
     for number, group in enumerate(groups or [None]):
         own = number > 0
         if own and group and group.entries and all(e.fixed for e in group.entries):
-            # None of them could be told of a file: what they had is only reported.
-            rows += [r for r in _carry(wish, group).rows if r not in rows]
-            wanted += [(e, list(_as_options(group))) for e in group.entries]
+            # None of them could be told of a file: they get the default one.
+            lost = [_lost(row, group) for row in _carry(wish, group).rows if row.file]
+            rows += [row for row in lost if row not in rows]
+            wanted += [(e, _as_options(group)) for e in group.entries]
             continue
         settings = () if own else base
         carried = _carry(wish, group) if group else None
@@ -274,13 +275,19 @@ def _kept_options(entry: Entry) -> list[str]:
     return kept
 
 
-def _as_options(group: Group) -> Iterator[str]:
+def _lost(row: Row, group: Group) -> Row:
+    """A setting of runtimes that cannot be given options."""
+    return replace(row, kind=DROPPED, new_key="", new=None, instead="",
+                   why=f"{group.name} of {group.entries[0].engine} gets the default configuration")
+
+
+def _as_options(group: Group) -> list[str]:
     """The settings of a group that gets no file, for the row that says so."""
-    for s in group.settings:
-        if group.flavor == "runv" and s.key not in KEPT:
-            yield f"--{s.key}" if s.value is True else f"--{s.key}={s.value}"
     if group.flavor == "clear":
-        yield group.origin
+        return [group.origin]
+    options = [f"--{s.key}" if s.value is True else f"--{s.key}={s.value}"
+               for s in group.settings if s.key not in KEPT]
+    return options or ["runV's defaults"]
 
 
 def _config_path(name: str, taken: Sequence[str]) -> str:
