@@ -58,7 +58,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "cbfs"): Rule(DROPPED, why="QEMU boots the kernel itself: nothing is booted from a cbfs",
                        instead="give kernel and initrd, or firmware"),
     ("", "template"): Rule(RENAMED, "factory", "template_path",
-                           why="and enable_template; a template is made on first use, what is in the folder is not read"),
+                           why="and enable_template; a template is made on first use; the folder is not read"),
     ("", "vsock"): Rule(DROPPED, why="the agent's channel is a virtio-serial port, which works on every host"),
     ("", "debug"): Rule(RENAMED, "hypervisor.qemu", "enable_debug", lambda _value: True,
                         why="every component's enable_debug"),
