@@ -71,8 +71,6 @@ def _run(flavors: str, runtimes: Sequence[str], reference: str, jobs: int, suite
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C: engines and machines are ended
     try:
         record = runner.run()
-    except KeyboardInterrupt:
-        raise KataError("interrupted; what it had started was ended") from None
     finally:
         progress.end()
     return _show(record, everything, files)
@@ -132,6 +130,8 @@ def _show(record: dict[str, Any], everything: bool, files: dict[str, str]) -> in
     for kind, module in REPORTS.items():
         if files[kind]:
             document.write(files[kind], importlib.import_module(module).render(record))
+    if record["meta"].get("interrupted"):
+        raise KataError("the run was interrupted", "the reports hold what was seen until then")
     found = compare.findings(compare.judge(record)) or record["meta"].get("left")
     return FINDING if found else 0
 

@@ -72,6 +72,7 @@ def _head(document: Document, verdicts: Mapping[str, Mapping[str, Verdict]]) -> 
     found, left = len(compare.findings(verdicts)), meta.get("left", ())
     state = "bad" if found or left else "good"
     yield (f'<p class="outcome {state}">{found or "No"} finding{"s" * (found != 1)}'
+           f'{"; the run was interrupted" if meta.get("interrupted") else ""}'
            f'{"".join(f"; left behind: {escape(text)}" for text in left)}</p>')
     yield '<div class="cards">'
     counted = compare.counts(verdicts)

@@ -54,6 +54,8 @@ class Runner:
             for suite in dict.fromkeys(c.suite for c in self.cases):
                 self._suite(suite)
             self._plans()
+        except KeyboardInterrupt:  # what was seen until now is kept
+            self.record["meta"]["interrupted"] = True
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
             shutil.rmtree(self.data, ignore_errors=True)
