@@ -78,29 +78,29 @@ def verdict(document: Document, case: Mapping[str, Any], subject: str) -> Verdic
         if told:
             return Verdict(DOCUMENTED, why=f"{told[2]} ({result['why']})")
         return Verdict(DEVIATES if subject == reference else FAILS, why=result["why"])
-    missing = [key for key in case["expected"] if key not in result["seen"]]
-    values = [Value(key, DIFFERS, None, case["expected"][key], "specification", "not observed") for key in missing]
-    for key, seen in result["seen"].items():
-        values.append(_value(document, case, subject, key, seen))
+    shown = results.get(reference, {}).get("seen", {})
+    keys = dict.fromkeys((*case["expected"], *result["seen"], *shown))
+    values = [_value(document, case, subject, key) for key in keys]
     worst = max((v.verdict for v in values), key=ORDER.index, default=SAME)
     return Verdict(worst, tuple(values))
 
 
-def _value(document: Document, case: Mapping[str, Any], subject: str, key: str, seen: object) -> Value:
-    reference = document["reference"]
+def _value(document: Document, case: Mapping[str, Any], subject: str, key: str) -> Value:
+    reference, observed = document["reference"], document["results"][case["id"]][subject]["seen"]
+    seen, why = observed.get(key), "" if key in observed else "not observed"
     other, by = _other(document, case, key)
     demanded = key in case["expected"]
     wanted, against = (case["expected"][key], "specification") if demanded else (other, by)
-    if seen == wanted or (subject == by and not demanded):
+    if not why and (seen == wanted or (subject == by and not demanded)):
         return Value(key, SAME, seen, wanted, against)
     if subject == reference:
-        return Value(key, DEVIATES, seen, wanted, against)
+        return Value(key, DEVIATES, seen, wanted, against, why)
     told = declared(document, subject, case["id"], key)
     if told and (told[0] or told[1] == seen):
         return Value(key, DOCUMENTED, seen, wanted, against, told[2])
-    if demanded and by == reference and reference and seen == other:
+    if demanded and by == reference and reference and seen == other and not why:
         return Value(key, SAME, seen, wanted, against, f"as {by}, not as the specification")
-    return Value(key, DIFFERS, seen, wanted, against)
+    return Value(key, DIFFERS, seen, wanted, against, why)
 
 
 def _other(document: Document, case: Mapping[str, Any], key: str) -> tuple[object, str]:

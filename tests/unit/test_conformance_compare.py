@@ -52,6 +52,8 @@ def verdicts(*args: object, **more: Any) -> tuple[str, str]:
     (NOTHING, 1, 2, NOTHING, (SAME, DIFFERS)),
     (NOTHING, 1, 2, 2, (SAME, DOCUMENTED)),
     (1, 1, NOTHING, NOTHING, (SAME, DIFFERS)),  # what is demanded was not observed
+    (1, NOTHING, 1, NOTHING, (DEVIATES, SAME)),
+    (NOTHING, 1, NOTHING, NOTHING, (SAME, DIFFERS)),  # what the reference showed was not observed
 ])
 def test_verdicts(expected: object, reference: object, subject: object, declared: object,
                   result: tuple[str, str]) -> None:
@@ -119,3 +121,15 @@ def test_all_cases_are_well_formed() -> None:
     for case in CASES:
         assert " " not in case.name and case.promise.strip(), case.id
         assert all(need.startswith("program:") or need in needs.NEEDS for need in case.needs), case.id
+
+
+def test_declarations_name_cases_that_there_are() -> None:
+    from fnmatch import fnmatchcase
+
+    from kata.conformance.subject import differences
+
+    suites.load_cases()
+    for flavor in ("clear", "runv", "unified"):
+        for entry in differences(f"kata_{flavor}.backend"):
+            assert any(fnmatchcase(case.id, entry["case"]) for case in CASES), entry
+            assert len(entry["reason"]) > 10, entry
