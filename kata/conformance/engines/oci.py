@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,11 +232,15 @@ class OciRuntime:
             raise found
         return found
 
+    def keep(self, made: AbstractContextManager[Container]) -> Container:
+        """A container that lives until the end of the run."""
+        return self._open.enter_context(made)
+
     @property
     def box(self) -> Container:
         """A running container with the default configuration, for exec and questions."""
         def make() -> Container:
-            box: Container = self._open.enter_context(self.running())
+            box = self.keep(self.running())
             self.sampler.take(self.runtime, "memory", float(box.pss()))
             return box
 
