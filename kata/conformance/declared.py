@@ -13,4 +13,11 @@ from typing import Any
 
 EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/linux-namespace-kernel", "kernel"): ("its own", "a machine has a kernel of its own: that is what it is for"),
+    ("oci/linux-network-host", "how"): ("refused", "a machine has interfaces of its own, never the host's"),
+    ("oci/mounts-bind-unlinked", "anew"): ("refused", "9p cannot open again what has no name any more"),
+    ("oci/mounts-propagation-flags", "slave"): (
+        "", "the master of a volume is a mount of the host, which the guest does not have; what it mounts later appears"),
+    ("oci/bad-config-not-to-be-kept", "refused"): (
+        ["unknown capability", "variable without =", "argument with NUL", "rlimit twice", "version 9.9.9",
+         "negative memory"], "what cannot be kept is refused by name, never dropped in silence"),
 }
