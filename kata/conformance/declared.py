@@ -16,7 +16,7 @@ EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/linux-network-host", "how"): ("refused", "a machine has interfaces of its own, never the host's"),
     ("oci/mounts-bind-unlinked", "anew"): ("refused", "9p cannot open again what has no name any more"),
     ("oci/mounts-propagation-flags", "slave"): (
-        "", "the master of a volume is a mount of the host, which the guest does not have; what it mounts later appears"),
+        "", "the master of a volume is a mount of the host, which no guest has; what it mounts later appears"),
     ("oci/bad-config-not-to-be-kept", "refused"): (
         ["unknown capability", "variable without =", "argument with NUL", "rlimit twice", "version 9.9.9",
          "negative memory"], "what cannot be kept is refused by name, never dropped in silence"),

@@ -13,7 +13,7 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
         ["annotations", "bundle", "id", "ociVersion", "pid", "status"], "state prints what cc-runtime printed"),
     ("oci/delete-force-unknown", "code"): (1, "cc-runtime refused an unknown id, by force too"),
     ("oci/bad-program-when", "at"): ("start", "the process is made at start, as in Clear Containers"),
-    ("oci/exec-created", "output"): ("", "the container's first process is made at start: before there is none to join"),
+    ("oci/exec-created", "output"): ("", "the first process is made at start: before there is none to join"),
     ("oci/update-*", "*"): (..., "cc-runtime had no update; `kata update` does it"),
     ("oci/events-*", "*"): (..., "cc-runtime had no events; `kata events` does it"),
     ("oci/verb-spec", "*"): (..., "cc-runtime had no spec; `kata spec` does it"),
