@@ -100,14 +100,20 @@ def _forward(wish: Wish, found: Sequence[Entry]) -> Plan:
         raise ConfigError("there is nothing to migrate: no configuration of "
                           f"{', '.join(wish.sources or SOURCES)} is at its place, and no engine names their runtimes",
                           "name a file with --from and --file, or runV's options with --command-line")
-    # What the host runs by default gets the default place; the others a file of their own.
-    groups.sort(key=lambda g: not any(e.default for e in g.entries))
+    # The default place is that of runtimes that are unified's already, else of what the host runs by default; others
+    # get a file of their own.
+    ordered: list[Group | None] = [*sorted(groups, key=lambda g: not any(e.default for e in g.entries))]
+    if any(e.flavor == wish.to and not engines.option(e.args, "kata-config", "config") for e in found):
+        asked = wish.sources or wish.command_line
+        ordered = [g for g in ordered if asked or (g and g.entries)]  # a file that nobody uses is left alone
+        if any(g and g.entries for g in ordered):
+            ordered = [None, *ordered]
     rows: list[Row] = []
     changes: list[Change] = []
     notes: list[str] = []
     wanted: list[tuple[Entry, list[str]]] = []
     paths: list[str] = []
-    for number, group in enumerate(groups or [None]):
+    for number, group in enumerate(ordered or [None]):
         own = number > 0
         if own and group and group.entries and all(e.fixed for e in group.entries):
             # None of them could be told of a file: they get the default one.
@@ -118,7 +124,7 @@ def _forward(wish: Wish, found: Sequence[Entry]) -> Plan:
         settings = () if own else base
         carried = _carry(wish, group) if group else None
         kept = carry.kata(settings, accepted=wish.accepted)
-        path = _config_path(group.name, paths) if own and group else target.CONFIGURATION
+        path = _config_path(group.name, paths, wish.sysroot) if own and group else target.CONFIGURATION
         paths.append(path)
         made, of_file = _configuration(wish, path, kept, settings, carried, group)
         rows += [r for r in of_file if r not in rows]  # a flavor's ways once
@@ -290,12 +296,12 @@ def _as_options(group: Group) -> list[str]:
     return options or ["runV's defaults"]
 
 
-def _config_path(name: str, taken: Sequence[str]) -> str:
-    """A file of a runtime's own that is none of ``taken``."""
+def _config_path(name: str, taken: Sequence[str], sysroot: str) -> str:
+    """A file of a runtime's own that is none of ``taken``, and none of somebody else's."""
     plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
     stem = f"{os.path.dirname(target.CONFIGURATION)}/configuration-{plain}"
-    paths = (f"{stem}{suffix}.toml" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
-    return next(path for path in paths if path not in taken)
+    paths = (f"{stem}{suffix}.toml" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in paths if path not in taken and not os.path.lexists(f"{sysroot}{path}"))
 
 
 # --- and back -----------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_there_and_back(migrated: tuple[Host, Docker]) -> None:
     def paths() -> dict[str, str]:
         found = json.loads(docker("info", "--format", "{{json .Runtimes}}").ok().stdout)
         return {name: Path(entry["path"]).name for name, entry in found.items()
-                if name in ("cc-runtime", "runv", "kata")}
+                if name in ("cc-runtime", "runv")}
 
     old = {"clear": start("cc-runtime"), "runv": start("runv")}
     assert [flavor_of(docker, name) for name in old.values()] == list(old)
@@ -111,7 +111,7 @@ def test_there_and_back(migrated: tuple[Host, Docker]) -> None:
 
     applied = host.migrate("apply", "--plan", plan["plan"]).ok()
     assert "has reloaded" in applied.stderr
-    assert paths() == dict.fromkeys(("cc-runtime", "runv", "kata"), "kata-runtime")
+    assert paths() == dict.fromkeys(("cc-runtime", "runv"), "kata-runtime")
     new = {runtime: start(runtime) for runtime in ("cc-runtime", "runv")}
     assert {flavor_of(docker, name) for name in new.values()} == {"unified"}
     for runtime, limit in (("cc-runtime", 420), ("runv", 300)):
@@ -135,7 +135,7 @@ def test_there_and_back(migrated: tuple[Host, Docker]) -> None:
 
     assert "has reloaded" in host.migrate("rollback").ok().stderr
     assert host.files() == before
-    assert {n: p for n, p in paths().items() if n != "kata"} == {"cc-runtime": "cc-runtime", "runv": "runv"}
+    assert paths() == {"cc-runtime": "cc-runtime", "runv": "runv"}
     assert host.migrate("status").ok().out == "old: nothing is migrated"
 
 

@@ -224,6 +224,21 @@ def test_command_line_and_host_default(host: Path) -> None:
     assert "calls neither runv nor cc-runtime" in migrate(host, "plan", "--command-line", "runc run", code=1)
 
 
+def test_what_is_unified_already_keeps_its_configuration(host: Path) -> None:
+    """A host with all three side by side: each of the others gets a file of its own."""
+    put(host, {CLEAR: SHIPPED, KATA: "[hypervisor.qemu]\ndefault_memory = 4096\n", "etc/docker/daemon.json": json.dumps(
+        {"runtimes": {"kata": {"path": "/usr/bin/kata-runtime"}, "cc": {"path": "/usr/bin/cc-runtime"}}})})
+    before, others = (host / KATA).read_text(), "etc/kata-containers/configuration-cc.toml"
+    put(host, {others: "# somebody's"})
+    migrate(host, "apply")
+    assert ((host / KATA).read_text(), (host / others).read_text()) == (before, "# somebody's")
+    assert json.loads((host / "etc/docker/daemon.json").read_text())["runtimes"]["cc"]["runtimeArgs"] == [
+        "--kata-config", "/etc/kata-containers/configuration-cc-2.toml"]
+    assert "default_memory = 2048" in (host / "etc/kata-containers/configuration-cc-2.toml").read_text()
+    assert "no file changes" in migrate(host, "apply")
+    assert f"/{KATA}: changed" in migrate(host, "plan", "--from", "clear"), "Clear's file, when somebody asks for it"
+
+
 def test_drop_ins_that_override_are_told(host: Path) -> None:
     put(host, {CLEAR: SHIPPED, "etc/kata-containers/config.d/9.toml": "[hypervisor.qemu]\ndefault_memory = 99\n"})
     rows = json.loads(migrate(host, "plan", "--json"))["rows"]
