@@ -122,7 +122,7 @@ def report(document: Document, everything: bool = False) -> list[str]:
     """The whole report."""
     verdicts = compare.judge(document)
     lines = matrix(document, verdicts, everything)
-    for part in (details(document, verdicts, compare.FINDINGS), totals(document, verdicts), measures(document)):
+    for part in (details(document, verdicts, (*compare.FINDINGS, DEVIATES)), totals(document, verdicts), measures(document)):
         if part:
             lines += ["", *part]
     stale = compare.stale(document, verdicts)
