@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 MAKING = ".making"
 
 
@@ -79,6 +79,7 @@ class Template(Record):
     memory: int
     state: int
     channel_token: str
+    read_only: bool  #: QEMU can do with a memory file that it opens for reading only
 
     def close(self) -> None:
         os.close(self.memory)
@@ -91,7 +92,8 @@ def open_template(plan: SandboxPlan) -> Template | None:
     opened: list[int] = []
     try:
         with open(f"{directory}/template.json", encoding="ascii") as f:
-            token = loads(f.read())["channel_token"]
+            about = loads(f.read())
+        token, read_only = about["channel_token"], about["read_only"]
         for name in ("memory", "state"):
             opened.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         if os.fstat(opened[0]).st_size != plan.base_memory << 20:
@@ -100,7 +102,7 @@ def open_template(plan: SandboxPlan) -> Template | None:
         for fd in opened:
             os.close(fd)
         return None
-    return Template(opened[0], opened[1], token)
+    return Template(opened[0], opened[1], token, read_only)
 
 
 @contextmanager

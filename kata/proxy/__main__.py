@@ -69,7 +69,7 @@ class Start:
         if found is None:
             self.launch(machine)
         else:
-            self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token))
+            self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token, found.read_only))
 
     def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
         """Start QEMU; it is recorded before it executes."""

@@ -65,6 +65,7 @@ async def make(plan: SandboxPlan, directory: str) -> None:
         machine = Machine(machine_plan, launched.pid, directory)
         try:
             await machine.connect()
+            read_only = await machine.reads_memory_file()
             agent = AgentClient(f"{directory}/channel.sock", token)
             try:
                 async with asyncio.timeout(plan.boot_timeout):
@@ -80,7 +81,7 @@ async def make(plan: SandboxPlan, directory: str) -> None:
         os.close(memory)
     with open(f"{directory}/template.json", "x", encoding="ascii") as f:
         json.dump({"format": template.FORMAT, "channel_token": token, "vcpus": machine_plan.vcpus,
-                   "memory": machine_plan.memory}, f)
+                   "memory": machine_plan.memory, "read_only": read_only}, f)
     for name in ("channel.sock", "qmp.sock", "console.log", "qemu.log"):
         os.unlink(f"{directory}/{name}")
     os.rmdir(share)

@@ -27,6 +27,7 @@ class Endpoints(Record):
     channel_token: str  #: 64 hex digits that begin each connection of the channel
     memory_file: str = ""  #: file that is the machine's memory; "": anonymous memory
     memory_shared: bool = False  #: what the guest writes goes to the file
+    memory_read_only: bool = False  #: QEMU opens the file for reading only
     incoming: bool = False  #: wait for a saved state instead of booting
 
 
@@ -41,6 +42,8 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     if ends.memory_file:
         shared = "on" if ends.memory_shared else "off"
         backend = f"memory-backend-file,mem-path={_escape(ends.memory_file)},share={shared}"
+        if ends.memory_read_only:  # not the guest's memory: that is a private copy of its pages
+            backend += ",readonly=on,rom=off"
     else:
         backend = "memory-backend-memfd,hugetlb=on" if plan.hugepages else "memory-backend-ram"
     prealloc = ",prealloc=on" if plan.prealloc else ""

@@ -39,6 +39,7 @@ class Memory(Record):
     fd: int
     shared: bool
     channel_token: str  #: of all its clones: it is on the saved kernel command line
+    read_only: bool = False  #: QEMU can do with a file that it opens for reading only
 
 
 def launch(
@@ -71,6 +72,7 @@ def launch(
             channel_token=token,
             memory_file="" if memory is None else f"/proc/self/fd/{memory.fd}",
             memory_shared=memory is not None and memory.shared,
+            memory_read_only=memory is not None and memory.read_only,
             incoming=memory is not None and not memory.shared,
         )
         # QEMU appends to it, and would make it readable for all.

@@ -91,6 +91,11 @@ class Machine:
     async def stands_still(self) -> bool:
         return bool((await self.qmp.execute("query-status"))["status"] == "paused")
 
+    async def reads_memory_file(self) -> bool:
+        """Whether this QEMU can copy a memory file on write that it opens for reading only: from 8.2 on."""
+        known = await self.qmp.execute("qom-list-properties", {"typename": "memory-backend-file"})
+        return any(entry["name"] == "rom" for entry in known)
+
     async def save(self, state: str, timeout: float = 120.0) -> None:
         """Stop, and write everything but the memory to the file ``state``; the memory is in a file already."""
         await self.pause()

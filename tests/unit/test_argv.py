@@ -25,6 +25,14 @@ def test_pages_of_a_memory_file_are_never_given_back(shared: bool, incoming: boo
     assert not any("balloon" in word for word in qemu_argv(PLAN, ends))
 
 
+def test_a_template_is_opened_for_reading_where_qemu_can() -> None:
+    ends = replace(ENDS, memory_file="/m", incoming=True)
+    words = [word for word in qemu_argv(PLAN, ends) if word.startswith("memory-backend-file")]
+    assert words == ["memory-backend-file,mem-path=/m,share=off,id=ram,size=256M"]
+    words = [word for word in qemu_argv(PLAN, replace(ends, memory_read_only=True)) if word.startswith("memory-b")]
+    assert words == ["memory-backend-file,mem-path=/m,share=off,readonly=on,rom=off,id=ram,size=256M"]
+
+
 def test_the_token_is_on_the_kernel_command_line() -> None:
     argv = qemu_argv(PLAN, ENDS)
     assert argv[argv.index("-append") + 1] == "quiet agent.channel_token=00"

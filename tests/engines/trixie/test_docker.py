@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from harness.dockerd import IMAGE, Docker
-from harness.proc import Result, run
+from harness.proc import Result, run, tagged
 from harness.text import compare, script, sections, status
 from harness.wait import eventually
 
@@ -103,6 +104,17 @@ def test_run(docker: Docker, once: Once) -> None:
             "stdin": "some input\nsome input\nsome input",
         },
     )  # fmt: skip
+
+
+@pytest.mark.vm_only
+def test_template_is_read_only(docker: Docker, start: Start, tag: str) -> None:
+    """QEMU 10 cannot write to the memory that all clones of a template begin with."""
+    full_id = docker("inspect", "--format", "{{.Id}}", start()).ok().out
+    (qemu,) = [pid for pid, words in tagged([tag]) if f"-name sandbox-{full_id[:12]}," in words]
+    fds = [fd.name for fd in Path(f"/proc/{qemu}/fd").iterdir() if os.readlink(fd).endswith("/memory")]
+    flags = [line.split()[1] for fd in fds for line in Path(f"/proc/{qemu}/fdinfo/{fd}").read_text().splitlines()
+             if line.startswith("flags:")]
+    assert flags and all(int(each, 8) & os.O_ACCMODE == os.O_RDONLY for each in flags), flags
 
 
 def test_failures(docker: Docker, once: Once) -> None:
