@@ -69,7 +69,8 @@ class Start:
         if found is None:
             self.launch(machine)
         else:
-            self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token, found.read_only))
+            memory = Memory(found.memory, False, found.channel_token, found.read_only)
+            self.launch(template.base_machine(self.plan), memory)
 
     def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
         """Start QEMU; it is recorded before it executes."""
