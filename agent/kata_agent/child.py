@@ -120,7 +120,8 @@ def _run(plan: ChildPlan, sync: socket.socket) -> NoReturn:
         _keyring(plan.keyring)
     if plan.personality:
         sc.personality(plan.personality)
-    path = identity.prepare(process, (0,) if process.terminal else (0, 1, 2), check=plan.wait)
+    stdio = (0,) if process.terminal else (0, 1, 2)
+    path = identity.prepare(process, stdio, check=plan.wait, first=plan.mounts is not None)
     if plan.wait:
         _wait(sync)
     for hook in plan.start_hooks:

@@ -159,7 +159,7 @@ def cpu_list(text: str) -> set[int]:
 # --- in the child ------------------------------------------------------------------
 
 
-def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool) -> str:
+def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool, first: bool) -> str:
     """Become the user of ``plan``; the path of its executable.
 
     Capabilities keep CAP_SYS_ADMIN until :func:`seal` where the seccomp filter
@@ -167,6 +167,7 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool) -> str:
 
     :param stdio: descriptors that shall belong to the user.
     :param check: look at an executable that is named by its path, too; else :func:`execute` tells.
+    :param first: of its container, whose working directory is made.
     :raise StageError: a step failed.
     """
     uid, gid, groups, home = plan.uid, plan.gid, plan.groups, ""
@@ -178,7 +179,7 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool) -> str:
         uid, gid, groups, home = found.uid, found.gid, found.groups, found.home
     if "HOME" not in plan.env:
         plan.env["HOME"] = home or users.home_of(uid)
-    _enter_cwd(plan.cwd)
+    _enter_cwd(plan.cwd, first)
     for fd in stdio:
         _give(fd, uid)
     _schedule(plan)
@@ -235,14 +236,14 @@ def _extra(plan: ProcessPlan) -> int:
     return _SYS_ADMIN
 
 
-def _enter_cwd(cwd: str) -> None:
-    """As runc: a missing working directory is made, by root, inside the container."""
+def _enter_cwd(cwd: str, make: bool) -> None:
+    """As runc: a container's missing working directory is made, by root, inside it; that of an exec is an error."""
     # Each look at a path is several messages to the host, so it is not looked at first.
     try:
         os.chdir(cwd)
         return
     except OSError:
-        if os.path.lexists(cwd):
+        if not make or os.path.lexists(cwd):
             _chdir(cwd)
             return
     try:
