@@ -73,7 +73,8 @@ def make(
         ctr = CtrEngine(folder, data, tag)
         return _Engine(ctr, lambda name, number: Ctr(
             ctr.containerd, name, host.wrapper(folder, f"runtime-{name}", runtimes[name]), ctr.root))
+    from kata.conformance.cases.cri_cases import CriSubject
     from kata.conformance.engines.cri import Cri
 
     cri = Cri(folder, data, tag, runtimes)
-    return _Engine(cri, lambda name, number: (cri, name))
+    return _Engine(cri, lambda name, number: CriSubject(cri, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from kata.conformance.case import Skip
 from kata.conformance.engines import host
 from kata.conformance.engines.docker import IMAGE, SLEEP, Docker, DockerRuntime
 from kata.conformance.engines.sections import cgroup, script, sections, status
-from kata.errors import KataError
+from kata.conformance.shared import shared
 
 T = TypeVar("T")
 
@@ -114,21 +113,10 @@ class DockerSubject(DockerRuntime):
         """:param number: tells the subjects of a run apart, in subnets and ports."""
         super().__init__(docker, runtime)
         self.number = number
-        self._lock = threading.RLock()
-        self._made: dict[str, object] = {}
 
     def shared(self, key: str, make: Callable[[], T]) -> T:
         """What ``make`` returned the first time; if it failed then, the same error again."""
-        with self._lock:
-            if key not in self._made:
-                try:
-                    self._made[key] = make()
-                except KataError as e:
-                    self._made[key] = e
-            found = self._made[key]
-        if isinstance(found, KataError):
-            raise found
-        return found  # type: ignore[return-value]
+        return shared(self, key, make)
 
     # --- a plain container, with what it found -------------------------------
 
