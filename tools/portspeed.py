@@ -102,6 +102,10 @@ def guest_readv(port: int, block: int, total: int) -> None:
 # --- on the host ---------------------------------------------------------------------------
 
 
+class Ended(Exception):
+    """The machine is gone; the text is the end of its console."""
+
+
 def main() -> int:
     import argparse
     import json
@@ -110,7 +114,11 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=64, help="of each measurement (64)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    rows = measure(options.megabytes << 20)
+    try:
+        rows = measure(options.megabytes << 20)
+    except Ended as e:
+        print(f"portspeed: {e}", file=sys.stderr)
+        return 1
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -172,6 +180,9 @@ def measure(total: int) -> list[dict[str, Any]]:
                     "guest_cpu_s": struct.unpack("!d", answer)[0], "qemu_cpu_s": cpu_seconds(process.pid) - cpu,
                 })
             return rows[1:]  # the first one waited for the boot
+        except (Ended, ConnectionError, BrokenPipeError) as e:
+            with open(f"{folder}/console", encoding="utf-8", errors="replace") as f:
+                raise Ended(f"the machine ended; its console ends with:\n{f.read()[-2000:]}") from e
         finally:
             process.kill()
             process.wait()
@@ -189,7 +200,7 @@ def receive(sock: object, buffer: bytearray, size: int) -> bytes:
     while size:
         count = sock.recv_into(view, min(size, len(buffer)))  # type: ignore[attr-defined]
         if not count:
-            raise SystemExit("portspeed: the machine ended")
+            raise Ended
         size -= count
     return bytes(view[:count])
 
