@@ -268,6 +268,21 @@ class Changes:
             self._undo(name, journal, force=force)
             return [str(f["path"]) for f in files]
 
+    def forget(self, name: str) -> None:
+        """The set is final: its files stay, and what was before is no longer kept.
+
+        :raise StateError: it was interrupted, or there is none.
+        """
+        with locked(self.folder):
+            journal = self._read(name)
+            if journal is None or journal["state"] != APPLIED:
+                raise StateError(f"the changes {name} are not applied")
+            away = f"{self.folder}/.old"
+            shutil.rmtree(away, ignore_errors=True)
+            os.rename(self._dir(name), away)
+            _flush(self.folder)
+            shutil.rmtree(away, ignore_errors=True)
+
     def annotate(self, name: str, note: Mapping[str, Any]) -> None:
         """Replace the note of a set.
 

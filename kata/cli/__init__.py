@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "factory": ("factory", "make, show or remove templates of machines"),
     "flavor": ("flavor", "show the flavors, or set the host's default"),
     "migrate": ("migrate", "carry configuration and containers over to the unified flavor, or back"),
+    "engine": ("engine", "make docker, containerd, CRI-O or podman know Kata's runtimes"),
     "roadmap": ("roadmap", "show or set where this host is on the way to one runtime"),
     "conformance": ("conformance", "compare flavors and other runtimes: the same cases, what differs"),
     "kata-env": ("env", "print the configuration and the host's abilities"),

@@ -42,7 +42,7 @@ def _set(document: Any, tables: Sequence[str], key: str, value: Any) -> None:
             if value is None:
                 return
             # [a.b] alone, without an empty [a] before it.
-            table[name] = tomlkit.table(is_super_table=number < len(tables) - 1)
+            table[name] = tomlkit.table(is_super_table=number < len(tables) - 1 or isinstance(value, dict))
         if number == len(tables) - 1 and not key:
             del table[name]
             return

@@ -1,40 +1,55 @@
-"""Tell dockerd to read its file again, and hear from it that it did."""
+"""Ask an engine whether it takes its files, tell it to read them again, and hear from it that it did."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 
-from kata import state
+from kata import process, state
 from kata.config import jsonfile
+from kata.engines.containerd import Containerd
 from kata.errors import HostError
 from kata.wire import UnixSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
+FILE = "/etc/docker/daemon.json"
 TIMEOUT = 20.0  #: seconds until dockerd has to say that it reloaded
 RECEIVE = 1 << 16
+CHECK = 60.0  #: seconds for an engine to look at its file
 MAX_EVENTS = 1 << 20  #: bytes of events that are read
 
 
-def docker(sysroot: str) -> str:
+def running_docker(sysroot: str, path: str = FILE, pidfile: str = "") -> tuple[int, str]:
+    """Process id and socket of dockerd, (0, "") if it does not run.
+
+    :param path: its configuration.
+    :param pidfile: where it wrote its process id, if that is neither configured nor the usual place.
+    """
+    try:
+        with open(f"{sysroot}{path}", encoding="utf-8") as f:
+            text = f.read()
+        settings = jsonfile.parse(text, f"{sysroot}{path}").value if text.strip() else {}
+    except FileNotFoundError:
+        settings = {}
+    pid = _pid(sysroot, {"pidfile": pidfile} if pidfile else settings)
+    return (pid, _socket(pid, sysroot, settings)) if pid else (0, "")
+
+
+def docker(sysroot: str, path: str = FILE, pidfile: str = "") -> str:
     """Send SIGHUP to dockerd and wait for its event; returns what came of it.
 
     :raise HostError: dockerd did not take the file.
     """
-    path = f"{sysroot}/etc/docker/daemon.json"
-    try:
-        with open(path, encoding="utf-8") as f:
-            settings = jsonfile.parse(f.read(), path).value
-    except FileNotFoundError:
-        settings = {}
-    pid = _pid(sysroot, settings)
+    pid, socket = running_docker(sysroot, path, pidfile)
+    path = f"{sysroot}{path}"
     if not pid:
         return "docker does not run: it reads its file when it starts"
-    socket = _socket(pid, sysroot, settings)
     with UnixSocket() as events:
         events.settimeout(TIMEOUT)
         try:
@@ -107,3 +122,40 @@ def _socket(pid: int, sysroot: str, settings: dict[str, Any]) -> str:
             hosts = [*hosts, value if equals else "".join(words[number + 1 : number + 2])]
     found = [h.removeprefix("unix://") for h in hosts if isinstance(h, str) and h.startswith("unix://")]
     return found[0] if found else f"{sysroot}/run/docker.sock"
+
+
+# --- whether an engine would take its file ------------------------------------------------
+
+
+def check_docker(path: str, pidfile: str = "") -> None:
+    """:raise HostError: dockerd would not start with the file, beside the options that it has now."""
+    pid, _socket_path = running_docker("", path, pidfile)
+    words, options = iter(_words(pid)[1:-1] if pid else ()), []
+    for word in words:
+        if word == "--config-file":
+            next(words, "")
+        elif not word.startswith("--config-file="):
+            options.append(word)
+    process.run([shutil.which("dockerd") or "dockerd", *options, "--validate", "--config-file", path],
+                timeout=CHECK, hint="dockerd would not start with it")
+
+
+def check_containerd(path: str, programs: Mapping[str, str]) -> None:
+    """:raise HostError: containerd does not take the file, or something that it imports overrides the entries."""
+    done = process.run(["containerd", "--config", path, "config", "dump"], timeout=CHECK)
+    dump = Containerd("containerd", path, "", done.text)
+    if not dump.holds(programs):
+        found = {r.name: r.program for r in dump.runtimes}
+        wrong = next(n for n, p in programs.items() if found.get(n) != p)
+        raise HostError(f"`containerd --config {path} config dump` has {found.get(wrong, 'nothing')} for the runtime "
+                        f"{wrong}", "what `imports` names sets the same plugin: put the entries there, by --file")
+
+
+def check_podman(programs: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """:raise HostError: podman does not find a runtime by its name, or finds another program."""
+    for name, program in programs.items():
+        done = process.run(["podman", "--runtime", name, "info", "--format", "{{.Host.OCIRuntime.Path}}"],
+                           timeout=CHECK, env=environ)
+        if done.text.strip() != program:
+            raise HostError(f"podman has {done.text.strip() or 'nothing'} for the runtime {name}, not {program}",
+                            "a later file of containers.conf.d, or CONTAINERS_CONF, says otherwise")

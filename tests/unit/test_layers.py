@@ -58,6 +58,7 @@ BESIDE = {
     ("kata.migrate", "kata.flavors"): "what it migrates from and to",
     ("kata.migrate", "kata.engines"): "engines' files are read and changed in one way",
     ("kata.engines", "kata.flavors"): "a program's name is a flavor's",
+    ("kata.engines", "kata.loader"): "which flavors there are",
     ("kata_clear.verbs", "kata.cli"): "a verb of its own does what a common one does",
     ("kata_runv.verbs", "kata.cli"): "the same",
     ("kata.components", "kata.shim"): "the same signals are forwarded",
