@@ -187,6 +187,6 @@ def _guarded(act: Callable[[], int]) -> int:
     """2 for what could not be done, so that it is not taken for a finding."""
     try:
         return act()
-    except KataError as e:
+    except (KataError, OSError) as e:
         print(f"kata: {e}", file=sys.stderr)
         return CANNOT

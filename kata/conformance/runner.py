@@ -91,7 +91,8 @@ class Runner:
         try:
             engine.start()
         except KataError as e:
-            self._all(cases, "skipped", f"{suite} cannot be used here: {e}")
+            names = [s.name for s in self.subjects]
+            self._all(cases, names, document.SKIPPED, f"{suite} cannot be used here: {e}")
             _quietly(engine.stop)
             return
         try:
@@ -109,13 +110,17 @@ class Runner:
         if left:
             self.record["meta"].setdefault("left", []).append(left)
 
-    def _all(self, cases: Sequence[Case], status: str, why: str) -> None:
+    def _all(self, cases: Sequence[Case], subjects: Sequence[str], status: str, why: str) -> None:
         for case in cases:
-            for subject in self.subjects:
-                self._tell(case, subject.name, {"status": status, "seen": {}, "why": why, "seconds": 0.0})
+            for subject in subjects:
+                self._tell(case, subject, {"status": status, "seen": {}, "why": why, "seconds": 0.0})
 
     def _side(self, engine: suites.Engine, number: int, name: str, cases: Sequence[Case]) -> None:
-        side = engine.subject(name, number)
+        try:
+            side = engine.subject(name, number)
+        except KataError as e:
+            self._all(cases, [name], document.FAILED, str(e))
+            return
         try:
             for case in cases:
                 if self.stop.is_set():
