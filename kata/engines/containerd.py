@@ -22,14 +22,15 @@ class Containerd(Toml):
     VERSIONS: ClassVar = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
-        plugins = data.get("plugins", {})
+        plugins = self._table(data, "plugins")
         plugin = next((p for p in self.PLUGINS if p in plugins), self.VERSIONS.get(data.get("version", 0), ""))
         self.version, self.disabled = data.get("version"), data.get("disabled_plugins", [])
         self.empty = not data
         base = ("plugins", plugin, "containerd")
         self.default_key = (base, "default_runtime_name")
-        for name, entry in plugins.get(plugin, {}).get("containerd", {}).get("runtimes", {}).items():
-            program = entry.get("options", {}).get("BinaryName", "") if isinstance(entry, dict) else ""
+        for name, entry in self._table(data, *base, "runtimes").items():
+            options = entry.get("options") if isinstance(entry, dict) else None
+            program = options.get("BinaryName", "") if isinstance(options, dict) else ""
             if program:
                 self.tables[name] = entry
                 yield name, (*base, "runtimes", name, "options"), "BinaryName", program

@@ -18,7 +18,7 @@ class Crio(Toml):
     default_key = (("crio", "runtime"), "default_runtime")
 
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
-        for name, entry in data.get("crio", {}).get("runtime", {}).get("runtimes", {}).items():
+        for name, entry in self._table(data, "crio", "runtime", "runtimes").items():
             if isinstance(entry, dict) and isinstance(entry.get("runtime_path"), str) and entry["runtime_path"]:
                 self.tables[name] = entry
                 yield name, ("crio", "runtime", "runtimes", name), "runtime_path", entry["runtime_path"]

@@ -107,6 +107,18 @@ class Toml(File):
 
     default_key: tuple[tuple[str, ...], str]
 
+    def _table(self, data: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+        """A table below ``data``, empty if it is not there.
+
+        :raise ConfigError: one on the way is a value.
+        """
+        for number, name in enumerate(names):
+            found = data.get(name, {})
+            if not isinstance(found, dict):
+                raise ConfigError(f"{self.shown}: {'.'.join(names[: number + 1])} is no table")
+            data = found
+        return data
+
     @abstractmethod
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]: ...
 

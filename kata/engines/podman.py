@@ -19,7 +19,7 @@ class Podman(Toml):
     default_key = (("engine",), "runtime")
 
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
-        for name, places in data.get("engine", {}).get("runtimes", {}).items():
+        for name, places in self._table(data, "engine", "runtimes").items():
             if isinstance(places, list) and places and isinstance(places[0], str):
                 yield name, ("engine", "runtimes"), name, places[0]
 
