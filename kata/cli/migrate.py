@@ -88,7 +88,8 @@ def apply(expected: str, no_reload: bool, **wish: Any) -> int:
     if not made.changes:
         return 0
     name = f"{PREFIX}{1 + max((_number(n) for n in sets.names()), default=0)}"
-    sets.apply(name, made.changes, {"to": made.to, "plan": made.id, "actions": [a.__dict__ for a in made.actions]})
+    sets.apply(name, made.changes, {"to": made.to, "plan": made.id, "notes": list(made.notes),
+                                    "actions": [a.__dict__ for a in made.actions]})
     click.echo(f"applied as {name}; kata migrate rollback brings the old files back", err=True)
     return _reload(made, sets, name, wish["sysroot"], no_reload)
 
@@ -110,8 +111,10 @@ def rollback(name: str, sysroot: str, force: bool, no_reload: bool) -> int:
     status = sets.status(name)
     for path in sets.rollback(name, force=force):
         print(f"{path}: as before")
-    actions = status.note.get("actions", ()) if status else ()
-    for action in actions:
+    note = status.note if status else {}
+    for text in note.get("notes", ()):
+        click.echo(f"note: {text}", err=True)
+    for action in note.get("actions", ()):
         _tell(action["engine"], action["how"], action["why"], sysroot, no_reload)
     return 0
 

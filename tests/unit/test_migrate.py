@@ -193,7 +193,9 @@ def test_what_is_written(host: Path) -> None:
     assert docker["default-runtime"] == "kata"
     kata = "/usr/bin/kata-runtime"
     assert docker["runtimes"] == {
-        "runv": {"path": kata, "runtimeArgs": []}, "kata": {"path": kata},
+        # It had options, and keeps some: docker drives what runs by a script that goes with the options.
+        "runv": {"path": kata, "runtimeArgs": ["--flavor", "unified"]},
+        "kata": {"path": kata, "runtimeArgs": ["--flavor", "unified"]},
         "big": {"path": kata, "runtimeArgs": ["--kata-config", "/etc/kata-containers/configuration-big.toml"]}}
     podman = (host / "etc/containers/containers.conf").read_text()
     assert podman == PODMAN.replace('"runv"\n', '"kata"\n').replace(
