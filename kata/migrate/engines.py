@@ -69,9 +69,9 @@ def retarget(sysroot: str, wanted: Sequence[tuple[Entry, Sequence[str]]], flavor
         default = added if file.default in {e.name for e, _args in here if e.default} and (
             new or told or file.default == added) else ""
         here = [(e, args or (["--flavor", flavor] if e.args and not e.fixed else [])) for e, args in here]
-        if added_options := [e.name for e, args in here if args and not e.args and not e.fixed]:
-            notes.append(f"end the containers that docker makes with {', '.join(added_options)} before a rollback: up to "
-                         "version 24 it calls a runtime with options by a script, which goes with the options")
+        if more := [e.name for e, args in here if args and not e.args and not e.fixed]:
+            notes.append(f"end the containers that docker makes with {', '.join(more)} before a rollback: up to version "
+                         "24 it calls a runtime with options by a script, which goes with the options")
         text = file.changed({e.name: (target, args) for e, args in here}, new, default)
         rows += _rows(here, target, new, default, file)
         made = change(file.path, text.encode(), sysroot=sysroot)
