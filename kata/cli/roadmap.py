@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-from pathlib import Path
 from typing import Any
 
-from kata import flavors, loader
+from kata import engines, flavors, loader
 from kata.cli import flavor as flavor_verb
 from kata.cli.context import Context
 from kata.config import hostfile
-from kata.errors import KataError, UsageError
+from kata.errors import ConfigError, KataError, UsageError
 from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 VERB = Verb(
@@ -19,17 +17,6 @@ VERB = Verb(
     Option("--json", kind=FLAG, help="as JSON"),
     arguments=[Argument("action", "?"), Argument("phase", "?")],
 )
-
-#: Where engines name their runtimes.
-ENGINE_FILES = (
-    "etc/docker/daemon.json", "etc/default/docker", "etc/systemd/system/docker.service.d/*.conf",
-    "usr/lib/systemd/system/docker.service.d/*.conf", "etc/containerd/config.toml", "etc/containerd/conf.d/*.toml",
-    "etc/crio/crio.conf", "etc/crio/crio.conf.d/*", "etc/containers/containers.conf",
-    "etc/containers/containers.conf.d/*.conf", "usr/share/containers/containers.conf",
-)
-#: How a flavor is asked for there.
-MENTIONS = {name: re.compile(rf"(?<![\w.-])({program})(?![\w.-])|--flavor[=\s\",]+{name}\b")
-            for program, name in flavors.PROGRAMS.items()}
 
 MEANINGS = {
     flavors.COEXIST: "clear, runv and unified work side by side",
@@ -69,34 +56,33 @@ def change(context: Context, text: str) -> int:
     return 0
 
 
-def survey(context: Context, root: str = "/") -> dict[str, Any]:
+def survey(context: Context, sysroot: str = "") -> dict[str, Any]:
     """The phase, and of every flavor its status here and what still uses it."""
     settings = flavors.host(flavors.host_file(os.environ))
     made = flavor_verb.containers(context)
+    by_engines, problems = engine_entries(settings.default_flavor, sysroot)
     found = []
     for name in sorted({*loader.available(), *made}):
         found.append({
             "flavor": name, "status": flavor_verb.status(name, settings), "containers": made.get(name, []),
-            "engines": engine_mentions(name, root), "configuration": configuration(context, name),
+            "engines": by_engines.get(name, []), "configuration": configuration(context, name),
             "templates": templates(context, name),
         })
     return {"phase": settings.phase, "name": flavors.PHASE_NAMES[settings.phase], "flavors": found,
-            "next": next_steps(settings.phase, found)}
+            "problems": problems, "next": next_steps(settings.phase, found)}
 
 
-def engine_mentions(name: str, root: str) -> list[str]:
-    """``file:line`` of every place where an engine asks for a flavor."""
-    pattern = MENTIONS.get(name) or re.compile(rf"--flavor[=\s\",]+{re.escape(name)}\b")
-    found = []
-    for glob in ENGINE_FILES:
-        for file in sorted(Path(root).glob(glob)):
-            try:
-                lines = file.read_text(errors="replace").splitlines()
-            except OSError:
-                continue
-            found += [f"/{file.relative_to(root)}:{number}" for number, line in enumerate(lines, 1)
-                      if pattern.search(line)]
-    return found
+def engine_entries(default: str, sysroot: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Flavor -> ``file:line`` of every runtime of an engine that asks for it, and what is wrong with engines' files."""
+    found: dict[str, list[str]] = {}
+    problems = []
+    for engine in engines.ENGINES:
+        try:
+            for entry in engines.entries(sysroot, [engine], default):
+                found.setdefault(entry.flavor, []).append(f"{entry.file}:{entry.line}")
+        except ConfigError as e:
+            problems.append(str(e))
+    return found, problems
 
 
 def configuration(context: Context, name: str) -> list[str]:
@@ -146,6 +132,8 @@ def show(found: dict[str, Any]) -> None:
         for what in ("containers", "engines", "configuration", "templates"):
             if entry[what]:
                 print(f"  {what + ':':<15}{', '.join(entry[what])}")
+    for problem in found["problems"]:
+        print(f"\n{problem}")
     print("\nnext:")
     for step in found["next"]:
         print(f"  - {step}")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 #: Names under which the runtime of this project is installed.
-OUR_NAMES = ("kata", "kata-runtime", "cc-runtime", "runv")
+OUR_NAMES = ("kata", "kata-runtime", "cc-runtime", "runv", "kata-clear", "kata-runv", "kata-unified")
 
 
 @dataclass(frozen=True)
