@@ -100,12 +100,13 @@ def _pid(sysroot: str, settings: dict[str, Any]) -> int:
                 pid = int(f.read().strip())
         except (OSError, ValueError):
             continue
-        if state.start_time(pid) and _words(pid)[:1] and os.path.basename(_words(pid)[0]) == "dockerd":
+        if state.start_time(pid) and words_of(pid)[:1] and os.path.basename(words_of(pid)[0]) == "dockerd":
             return pid
     return 0
 
 
-def _words(pid: int) -> list[str]:
+def words_of(pid: int) -> list[str]:
+    """The command line of a process, with an empty word at its end; nothing if it is gone."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as f:
             return [w.decode(errors="replace") for w in f.read().split(b"\0")]
@@ -115,7 +116,7 @@ def _words(pid: int) -> list[str]:
 
 def _socket(pid: int, sysroot: str, settings: dict[str, Any]) -> str:
     """The unix socket that dockerd listens on: by its options, its file, or the usual one."""
-    words, hosts = _words(pid), settings.get("hosts") or []
+    words, hosts = words_of(pid), settings.get("hosts") or []
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name in ("-H", "--host"):
@@ -128,16 +129,21 @@ def _socket(pid: int, sysroot: str, settings: dict[str, Any]) -> str:
 
 
 def check_docker(path: str, pidfile: str = "") -> None:
-    """:raise HostError: dockerd would not start with the file, beside the options that it has now."""
+    """The daemon's own check, with the options that it has now; one before docker 23 has none.
+
+    :raise HostError: dockerd would not start with the file.
+    """
     pid, _socket_path = running_docker("", path, pidfile)
-    words, options = iter(_words(pid)[1:-1] if pid else ()), []
+    words, options = iter(words_of(pid)[1:-1] if pid else ()), []
     for word in words:
         if word == "--config-file":
             next(words, "")
         elif not word.startswith("--config-file="):
             options.append(word)
-    process.run([shutil.which("dockerd") or "dockerd", *options, "--validate", "--config-file", path],
-                timeout=CHECK, hint="dockerd would not start with it")
+    done = process.run([shutil.which("dockerd") or "dockerd", *options, "--validate", "--config-file", path],
+                       timeout=CHECK, check=False)
+    if done.code and b"unknown flag: --validate" not in done.stderr + done.stdout:
+        raise HostError(f"dockerd does not take {path}: {process.last_lines(done.stderr or done.stdout)}")
 
 
 def check_containerd(path: str, programs: Mapping[str, str]) -> None:

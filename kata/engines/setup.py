@@ -70,6 +70,7 @@ def install(wish: Wish, say: Say) -> None:
     target = _target(wish, here)
     default = next(iter(programs)) if wish.default else ""
     _overridden(here, target, programs, default)
+    _started_with(wish)
     after = type(target)(wish.engine, target.path, wish.sysroot, target.installed(programs, default))
     if not after.holds(programs):
         raise HostError(f"the runtimes could not be written into {target.shown}", "please report it, with that file")
@@ -212,6 +213,16 @@ def _target(wish: Wish, here: Sequence[File]) -> File:
     path = wish.file or TARGETS[wish.engine]
     found = next((f for f in here if f.path == path), None)
     return found or engines.KINDS[next(iter(engines.PLACES[wish.engine]))](wish.engine, path, wish.sysroot, "")
+
+
+def _started_with(wish: Wish) -> None:
+    """:raise ConfigError: the dockerd that runs has an option that its file would have, too."""
+    pid = _docker(wish)[0] if wish.engine == "docker" and not wish.sysroot else 0
+    for word in reload.words_of(pid) if pid else ():
+        option = word.partition("=")[0]
+        if option == "--add-runtime" or (option == "--default-runtime" and wish.default):
+            raise ConfigError(f"dockerd (pid {pid}) was started with {option}: it takes this from its command line or "
+                              "its file, not from both", f"move it to {wish.file or TARGETS['docker']}")
 
 
 def _overridden(here: Sequence[File], target: File, programs: Mapping[str, str], default: str) -> None:

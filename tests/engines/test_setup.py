@@ -43,7 +43,7 @@ def test_docker(runtime: Runtime, docker: Docker) -> None:
         # dockerd has --default-runtime on its command line: it would not start with both.
         after = file.read_bytes()
         done = engine(runtime, "install", "docker", file, *pidfile, "--flavor", "clear", "--default")
-        assert done.rc == 1 and "default-runtime" in done.stderr and f"{file} is what it was" in done.stderr
+        assert done.rc == 1 and "was started with --default-runtime" in done.stderr
         assert file.read_bytes() == after and runtimes(docker) == had | {"kata-unified"}
     finally:
         engine(runtime, "remove", "docker", file, *pidfile).ok()
