@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata.cli import main
+from kata.cli import main, roadmap
 from kata.config import document
 from kata.engines import ENGINES, files
 from kata.engines.setup import TARGETS, Wish, install, remove
@@ -180,6 +180,15 @@ def test_wrong_files(host: Path, path: str, text: str, error: str, words: tuple[
     before = snapshot(host)
     assert error in engine(host, "install", name, *words, code=1)
     assert snapshot(host) == before
+
+
+def test_the_roadmap_knows_who_asks_for_a_flavor(host: Path) -> None:
+    put(host, DOCKER, '{"runtimes":\n{"old": {"path": "/usr/bin/cc-runtime"}}}')
+    put(host, CRIO, "crio = 1\n")
+    engine(host, "install", "containerd", "--flavor", "runv")
+    found, problems = roadmap.engine_entries("", str(host))
+    assert found == {"clear": [f"{host}{DOCKER}:2"], "runv": [f"{host}{CONTAINERD}:9"]}
+    assert problems == [f"{host}{CRIO}: crio is no table"]
 
 
 def test_wrong_wishes(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
