@@ -70,8 +70,8 @@ def retarget(sysroot: str, wanted: Sequence[tuple[Entry, Sequence[str]]], flavor
             new or told or file.default == added) else ""
         here = [(e, args or (["--flavor", flavor] if e.args and not e.fixed else [])) for e, args in here]
         if more := [e.name for e, args in here if args and not e.args and not e.fixed]:
-            notes.append(f"end the containers that docker makes with {', '.join(more)} before a rollback: up to version "
-                         "24 it calls a runtime with options by a script, which goes with the options")
+            notes.append(f"end the containers that docker makes with {', '.join(more)} before a rollback: up to its "
+                         "version 24 it calls a runtime with options by a script, which goes with the options")
         text = file.changed({e.name: (target, args) for e, args in here}, new, default)
         rows += _rows(here, target, new, default, file)
         made = change(file.path, text.encode(), sysroot=sysroot)
