@@ -12,7 +12,7 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/state-keys", "keys"): (
         ["annotations", "bundle", "id", "ociVersion", "pid", "status"], "state prints what cc-runtime printed"),
     ("oci/delete-force-unknown", "code"): (1, "cc-runtime refused an unknown id, by force too"),
-    ("oci/bad-program-when", "at"): ("start", "the process is made at start, as in Clear Containers"),
+    ("oci/bad-program-when", "at"): (["start", "start"], "the process is made at start, as in Clear Containers"),
     ("oci/exec-created", "output"): ("", "the first process is made at start: before there is none to join"),
     ("oci/update-*", "*"): (..., "cc-runtime had no update; `kata update` does it"),
     ("oci/events-*", "*"): (..., "cc-runtime had no events; `kata events` does it"),

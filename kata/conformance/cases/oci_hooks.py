@@ -175,22 +175,27 @@ def _status(o: OciRuntime, c: Container) -> str:
     return str(json.loads(done.stdout)["status"]) if done.code == 0 else "gone"
 
 
+def _failing_poststop(o: OciRuntime) -> dict[str, Any]:
+    def make() -> dict[str, Any]:
+        folder = _folder(o)
+        hooks = {"poststop": [{"path": "/bin/false", "args": ["false"]}, *writing_hooks(folder)["poststop"]]}
+        with o.running(changes={"hooks": hooks}) as c:
+            deleted = c.delete("--force").code == 0
+            return {"deleted": deleted, "gone": o("state", c.id).code != 0, "order": order(folder)}
+
+    found: dict[str, Any] = o.shared("failing poststop", make)
+    return found
+
+
 @oci("hooks-failing-poststop", "a poststop hook that fails: delete succeeds all the same", deleted=True, gone=True)
 def failing_poststop(o: OciRuntime) -> Seen:
-    hooks = {"poststop": [{"path": "/bin/false", "args": ["false"]}]}
-    with o.running(changes={"hooks": hooks}) as c:
-        deleted = c.delete("--force").code == 0
-        return {"deleted": deleted, "gone": o("state", c.id).code != 0}
+    return {key: _failing_poststop(o)[key] for key in ("deleted", "gone")}
 
 
 @oci("hooks-poststop-all", "poststop: the hooks after one that fails run all the same (runtime.md, lifecycle 13)",
      order=["poststop"])
 def poststop_all(o: OciRuntime) -> Seen:
-    folder = _folder(o)
-    hooks = {"poststop": [{"path": "/bin/false", "args": ["false"]}, *writing_hooks(folder)["poststop"]]}
-    with o.running(changes={"hooks": hooks}) as c:
-        c.delete("--force")
-        return {"order": order(folder)}
+    return {"order": _failing_poststop(o)["order"]}
 
 
 @oci("hooks-several", "several hooks of one kind run in their order", order=["1", "2", "3"])

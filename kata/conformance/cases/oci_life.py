@@ -106,9 +106,7 @@ def list_json(o: OciRuntime) -> Seen:
 
 
 @oci("life-out-of-turn", "operations in a state that does not allow them are refused and change nothing",
-     refused={"created: resume": True, "created: create again": True, "running: start": True, "running: resume": True,
-              "running: delete": True, "stopped: start": True, "stopped: exec": True, "stopped: pause": True,
-              "deleted: delete": True}, statuses=["created", "running", "stopped"])
+     taken=[], statuses=["created", "running", "stopped"], output="fine")
 def out_of_turn(o: OciRuntime) -> Seen:
     refused = {}
     with o.created() as c:
@@ -119,22 +117,20 @@ def out_of_turn(o: OciRuntime) -> Seen:
         refused["running: start"] = c.start().code != 0
         refused["running: resume"] = o("resume", c.id).code != 0
         refused["running: delete"] = c.delete().code != 0
+        refused["running: run again"] = o("run", "--bundle", str(c.bundle), c.id).code != 0
+        output = c.sh("echo fine").out
         statuses.append(c.status)
         c.end()
         statuses.append(c.status)
         refused["stopped: start"] = c.start().code != 0
+        refused["stopped: create again"] = o("create", "--bundle", str(c.bundle), c.id).code != 0
+        refused["stopped: kill"] = c.kill("TERM").code != 0
         refused["stopped: exec"] = c.sh("true").code != 0
         refused["stopped: pause"] = o("pause", c.id).code != 0
         c.delete().ok()
         refused["deleted: delete"] = c.delete().code != 0
-    return {"refused": refused, "statuses": statuses}
-
-
-@oci("life-kill-stopped", "kill of a stopped container is an error", refused=True)
-def kill_stopped(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        c.end()
-        return {"refused": c.kill("TERM").code != 0}
+    return {"refused": [what for what, was in refused.items() if was],
+            "taken": [what for what, was in refused.items() if not was], "statuses": statuses, "output": output}
 
 
 @oci("life-unknown-id", "every operation on an unknown id fails and says so", silent=[], succeeded=[])
@@ -156,17 +152,6 @@ def delete_force_unknown(o: OciRuntime) -> Seen:
     return {"code": o("delete", "--force", "nosuch").code}
 
 
-@oci("life-used-id", "a used id is refused, and its container is not disturbed", codes=[True, True], output="fine",
-     stopped=True)
-def used_id(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        other = o.bundle("true")
-        codes = [o(verb, "--bundle", str(other), c.id).code != 0 for verb in ("create", "run")]
-        output = c.sh("echo fine").out
-        c.end()
-        return {"codes": codes, "output": output, "stopped": o("create", "--bundle", str(other), c.id).code != 0}
-
-
 @oci("life-delete-created", "a created container that never ran can be killed and deleted", code=137, status="stopped",
      gone=True)
 def delete_created(o: OciRuntime) -> Seen:
@@ -184,23 +169,29 @@ def delete_force(o: OciRuntime) -> Seen:
         return {"code": c.wait(), "gone": o("state", c.id).code != 0}
 
 
+def _first(o: OciRuntime) -> dict[str, Any]:
+    """What a container was seen to do whose config.json changed between create and start."""
+    def make() -> dict[str, Any]:
+        with o.created("touch /tmp/ran; echo first") as c:
+            found: dict[str, Any] = {"before": os.listdir(c.bundle / "rootfs/tmp")}
+            path = c.bundle / "config.json"
+            path.write_text(path.read_text().replace("echo first", "echo other"))
+            c.start().ok()
+            c.wait()
+            return {**found, "after": os.listdir(c.bundle / "rootfs/tmp"), "output": c.said.strip()}
+
+    found: dict[str, Any] = o.shared("first", make)
+    return found
+
+
 @oci("life-nothing-runs-before-start", "create runs nothing of the program", before=[], after=["ran"])
 def nothing_before_start(o: OciRuntime) -> Seen:
-    with o.created("touch /tmp/ran") as c:
-        before = os.listdir(c.bundle / "rootfs/tmp")
-        c.start().ok()
-        c.wait()
-        return {"before": before, "after": os.listdir(c.bundle / "rootfs/tmp")}
+    return {key: _first(o)[key] for key in ("before", "after")}
 
 
 @oci("life-config-is-fixed", "config.json that changes after create has no effect (runtime.md, create)", output="first")
 def config_is_fixed(o: OciRuntime) -> Seen:
-    with o.created("echo first") as c:
-        path = c.bundle / "config.json"
-        path.write_text(path.read_text().replace("echo first", "echo other"))
-        c.start().ok()
-        c.wait()
-        return {"output": c.said.strip()}
+    return {"output": _first(o)["output"]}
 
 
 @oci("life-roots-apart", "a container is known only below the --root that made it", listed=False, state=True)
@@ -211,11 +202,13 @@ def roots_apart(o: OciRuntime) -> Seen:
 
 
 @oci("life-bundle-relative", "the bundle is the working directory without --bundle, and may be named relative to it",
-     outputs=["here", "here"])
+     output="here", absolute=True)
 def bundle_relative(o: OciRuntime) -> Seen:
     bundle = o.bundle("echo here")
-    return {"outputs": [host.run(o.argv("run", *words, o.new_id()), cwd=bundle).ok().out
-                        for words in ((), ("-b", "."))]}
+    output = host.run(o.argv("run", o.new_id()), cwd=bundle).ok().out
+    with o.container(bundle) as c:
+        host.run(o.argv("create", "-b", bundle.name, c.id), cwd=bundle.parent).ok()
+        return {"output": output, "absolute": c.state()["bundle"] == str(bundle)}
 
 
 @oci("life-pid-file", "--pid-file names the container's process, as state does", same=True)
@@ -240,20 +233,12 @@ def run_deletes(o: OciRuntime) -> Seen:
 # --- kill -------------------------------------------------------------------------------
 
 
-@oci("kill-caught", "a signal that is caught runs the handler", code=3, caught=True)
+@oci("kill-caught", "kill without a signal sends TERM; a signal that is caught runs the handler", code=3, caught=True)
 def kill_caught(o: OciRuntime) -> Seen:
     with o.running(CATCH) as c:
         until(c, READY)
-        c.kill("TERM").ok()
-        return {"code": c.wait(), "caught": "caught" in c.said}
-
-
-@oci("kill-default", "kill without a signal sends TERM", code=3)
-def kill_default(o: OciRuntime) -> Seen:
-    with o.running(CATCH) as c:
-        until(c, READY)
         o("kill", c.id).ok()
-        return {"code": c.wait()}
+        return {"code": c.wait(), "caught": "caught" in c.said}
 
 
 @oci("kill-forms", "names with and without SIG, and numbers", accepted=[True] * 4)
@@ -307,39 +292,46 @@ def pause_freezes(o: OciRuntime) -> Seen:
         return {"status": status, "moved": moved, "resumed": resumed, "whole": numbers == [*range(1, len(numbers) + 1)]}
 
 
-@oci("pause-exec", "exec in a paused container is refused", refused=True, after="yes")
+def _paused(o: OciRuntime) -> dict[str, Any]:
+    """What a paused container answers, and its end by force."""
+    def make() -> dict[str, Any]:
+        with o.running() as c:
+            for _ in range(2):
+                o("pause", c.id).ok()
+                o("resume", c.id).ok()
+            found: dict[str, Any] = {"after": c.sh("echo yes").ok().out}
+            o("pause", c.id).ok()
+            found["exec"] = c.sh("echo no").code != 0
+            found["delete"] = c.delete().code != 0
+            found["status"] = c.status
+            rows = [line.split() for line in o("list").ok().stdout.splitlines()]
+            found["listed"] = [c.id, "paused"] in [[row[0], row[2]] for row in rows[1:]]
+            c.delete("--force").ok()
+            found["code"] = c.wait()
+        return found
+
+    found: dict[str, Any] = o.shared("paused", make)
+    return found
+
+
+@oci("pause-exec", "exec in a paused container is refused; after resume it works", exec=True, after="yes")
 def pause_exec(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        o("pause", c.id).ok()
-        refused = c.sh("echo no").code != 0
-        o("resume", c.id).ok()
-        return {"refused": refused, "after": c.sh("echo yes").ok().out}
+    return {key: _paused(o)[key] for key in ("exec", "after")}
 
 
 @oci("pause-list", "a paused container is listed so", listed=True)
 def pause_list(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        o("pause", c.id).ok()
-        rows = [line.split() for line in o("list").ok().stdout.splitlines()]
-        return {"listed": [c.id, "paused"] in [[row[0], row[2]] for row in rows[1:]]}
+    return {"listed": _paused(o)["listed"]}
 
 
 @oci("pause-again", "pause and resume, again and again; delete --force ends a paused container", code=137)
 def pause_again(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        for _ in range(3):
-            o("pause", c.id).ok()
-            o("resume", c.id).ok()
-        o("pause", c.id).ok()
-        c.delete("--force").ok()
-        return {"code": c.wait()}
+    return {"code": _paused(o)["code"]}
 
 
-@oci("pause-delete", "delete of a paused container without --force is refused", refused=True, status="paused")
+@oci("pause-delete", "delete of a paused container without --force is refused", delete=True, status="paused")
 def pause_delete(o: OciRuntime) -> Seen:
-    with o.running() as c:
-        o("pause", c.id).ok()
-        return {"refused": c.delete().code != 0, "status": c.status}
+    return {key: _paused(o)[key] for key in ("delete", "status")}
 
 
 # --- small verbs ------------------------------------------------------------------------

@@ -169,6 +169,8 @@ def _binds(o: OciRuntime) -> dict[str, str]:
                 _bind(config, single, "/etc/single")
                 _bind(config, single, "/made/on/the/way", "ro")
                 _bind(config, v, "/link/inside")
+                _bind(config, v, "/m")
+                _bind(config, v / "sub", "/m")
 
             def prepare(root: Path) -> None:
                 (root / "target").mkdir()
@@ -184,6 +186,7 @@ def _binds(o: OciRuntime) -> dict[str, str]:
                 "single": "cat /etc/single; echo changed >> /etc/single",
                 "single_ro": f"cat /made/on/the/way; {refusal('echo x >> /made/on/the/way')}",
                 "through_link": "cat /target/inside/file",
+                "covered": "test -e /m/file || echo absent; ls /m",
                 "write": "echo guest > /rw/new; chown 77:88 /rw/new; chmod 604 /rw/new; mkdir -m 711 /rw/dir;"
                 " ln -s /nowhere /rw/dangling; ln /rw/new /rw/hard; mv /rw/sub /rw/moved; mknod /rw/pipe p",
                 "unlinked": "exec 3>/rw/temp 4</rw/temp; rm /rw/temp; echo kept >&3; test -e /rw/temp || cat <&4",
@@ -293,35 +296,39 @@ def shared_mount(o: OciRuntime) -> Iterator[Path]:
             host.run(["umount", "--recursive", str(v)]).ok()
 
 
-@oci("mounts-bind-recursive", "rbind takes the mounts below along, bind does not", seen="deep\nabsent\ncovered")
+def _shared(o: OciRuntime) -> dict[str, str]:
+    """What a container with binds of a shared mount, which has a mount below, found."""
+    def change(config: dict[str, Any], v: Path) -> None:
+        for kind in ("shared", "private", "slave", "unbindable"):
+            _bind(config, v, f"/{kind}", "rbind", f"r{kind}")
+        _bind(config, v, "/r", "rbind")
+        _bind(config, v, "/b", "bind")
+
+    def make() -> dict[str, str]:
+        with shared_mount(o) as v:
+            host.run(["mount", "-t", "tmpfs", "below", str(v / "sub")]).ok()
+            (v / "sub/deep").write_text("deep\n")
+            field = ("awk -v p=/{0} '$5 == p {{ for (i = 7; $i != \"-\"; i++) print $i }}' /proc/self/mountinfo"
+                     " | sed 's/:.*//' | grep -o '{1}'; true")
+            return Look("binds of a shared mount", {
+                "shared": field.format("shared", "shared"), "private": field.format("private", ".*"),
+                "slave": field.format("slave", "master"), "unbindable": field.format("unbindable", "unbindable"),
+                "below": "cat /r/sub/deep; test -e /b/sub/deep || echo absent; test -e /b/sub/link && echo covered",
+            }, lambda config: change(config, v)).seen(o)  # fmt: skip
+
+    found: dict[str, str] = o.shared("shared mount", make)
+    return found
+
+
+@oci("mounts-bind-recursive", "rbind takes the mounts below along, bind does not", below="deep\nabsent\ncovered")
 def bind_recursive(o: OciRuntime) -> Seen:
-    with shared_mount(o) as v:
-        host.run(["mount", "-t", "tmpfs", "below", str(v / "sub")]).ok()
-        (v / "sub/deep").write_text("deep\n")
-
-        def change(config: dict[str, Any]) -> None:
-            _bind(config, v, "/r", "rbind")
-            _bind(config, v, "/b", "bind")
-
-        shell = "cat /r/sub/deep; test -e /b/sub/deep || echo absent; test -e /b/sub/link && echo covered"
-        return {"seen": o.run(shell, change).ok().out}
+    return {"below": _shared(o)["below"]}
 
 
 @oci("mounts-propagation-flags", "rshared, rprivate, rslave, runbindable are what the mount is inside",
      shared="shared", private="", slave="master", unbindable="unbindable")
 def propagation_flags(o: OciRuntime) -> Seen:
-    with shared_mount(o) as v:
-        def change(config: dict[str, Any]) -> None:
-            for kind in ("shared", "private", "slave", "unbindable"):
-                _bind(config, v, f"/{kind}", "rbind", f"r{kind}")
-
-        field = ("awk -v p=/{0} '$5 == p {{ for (i = 7; $i != \"-\"; i++) print $i }}' /proc/self/mountinfo"
-                 " | sed 's/:.*//' | grep -o '{1}'; true")
-        seen = Look(f"propagation of {v.name}", {
-            "shared": field.format("shared", "shared"), "private": field.format("private", ".*"),
-            "slave": field.format("slave", "master"), "unbindable": field.format("unbindable", "unbindable"),
-        }, change).seen(o)  # fmt: skip
-        return dict(seen)
+    return {key: _shared(o)[key] for key in ("shared", "private", "slave", "unbindable")}
 
 
 @oci("mounts-slave-follows", "rslave: what the host mounts later below a volume appears", before="link", after="yes")
@@ -355,18 +362,9 @@ def paths_stay_inside(o: OciRuntime) -> Seen:
             "host": [Path("/kata-inside").exists(), Path("/kata-tmpfs").exists()]}
 
 
-@oci("mounts-later-covers", "two mounts at one place: the later covers the earlier", name="two")
+@oci("mounts-later-covers", "two mounts at one place: the later covers the earlier", covered="absent\nlink")
 def later_covers(o: OciRuntime) -> Seen:
-    folders = [o.data / f"{word}-{o.new_id()}" for word in ("one", "two")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "name").write_text(folder.name.partition("-")[0])
-
-    def change(config: dict[str, Any]) -> None:
-        for folder in folders:
-            _bind(config, folder, "/m")
-
-    return {"name": o.run("cat /m/name", change).ok().out}
+    return {"covered": _binds(o)["covered"]}
 
 
 # --- devices ------------------------------------------------------------------------------
