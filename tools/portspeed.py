@@ -38,8 +38,7 @@ def guest() -> None:
     while (path := boot.find_port("agent.channel.0")) is None:
         pass
     port = os.open(path, os.O_RDWR)
-    serve = {b"writ": guest_write, b"wrtv": guest_writev, b"splc": guest_splice, b"read": guest_read,
-             b"rdv_": guest_readv}
+    serve = {b"writ": guest_write, b"wrtv": guest_writev, b"read": guest_read, b"rdv_": guest_readv}
     while True:
         head = b""
         while len(head) < COMMAND.size:
@@ -61,21 +60,6 @@ def guest_writev(port: int, block: int, total: int) -> None:
     pieces = [bytes(LARGEST_WRITE)] * (block // LARGEST_WRITE)
     while total:
         total -= os.writev(port, pieces)
-
-
-def guest_splice(port: int, block: int, total: int) -> None:
-    import fcntl
-
-    receive, send = os.pipe()
-    fcntl.fcntl(send, fcntl.F_SETPIPE_SZ, 1 << 20)
-    if os.fork() == 0:
-        data = bytes(1 << 16)
-        while os.write(send, data):
-            pass
-    os.close(send)
-    while total:
-        total -= os.splice(receive, port, min(block, total))
-    os.close(receive)
 
 
 def guest_read(port: int, block: int, total: int) -> None:
@@ -134,13 +118,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-#: (direction as a container's stream, what the guest does, block in bytes)
+#: (direction as a container's stream, what the guest does, block in bytes).  No splice: Linux 6.1 crashes in it, in the
+#: port's driver, now and then.
 CASES = (
     ("stdout", "writ", 4 << 10), ("stdout", "writ", 32 << 10), ("stdout", "wrtv", 256 << 10),
-    ("stdout", "splc", 1 << 20),
     ("stdin", "read", 4 << 10), ("stdin", "rdv_", 64 << 10), ("stdin", "rdv_", 256 << 10),
 )
-NAMES = {"writ": "write", "wrtv": "writev", "splc": "splice", "read": "read", "rdv_": "readv"}
+NAMES = {"writ": "write", "wrtv": "writev", "read": "read", "rdv_": "readv"}
 
 
 def measure(total: int) -> list[dict[str, Any]]:
