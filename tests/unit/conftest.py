@@ -1,4 +1,4 @@
-"""Property tests: few examples in every run, other ones each time; more by HYPOTHESIS_EXAMPLES=1000."""
+"""Property tests: a few examples in every run, other ones each time; more by HYPOTHESIS_EXAMPLES=1000."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("here", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")), deadline=None)
+settings.register_profile("here", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "12")), deadline=None)
 settings.load_profile("here")
 
 
