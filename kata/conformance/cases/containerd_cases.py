@@ -7,14 +7,14 @@ from functools import partial
 
 from kata.conformance.case import Seen, case
 from kata.conformance.engines.containerd import Ctr
+from kata.conformance.engines.host import Stream
 from kata.conformance.engines.sections import script, sections
 from kata.conformance.shared import shared
 
 containerd = partial(case, "containerd")
 
 FOUND = script(env="echo $A", cwd="pwd", links="ls /sys/class/net", readonly="touch /x 2>&1 | grep -o 'Read-only.*'",
-               first="echo $$", mount="cat /v/f; touch /v/x 2>/dev/null || echo ro",
-               memory="cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max")
+               first="echo $$", mount="cat /v/f; touch /v/x 2>/dev/null || echo ro")
 
 
 def found(c: Ctr) -> dict[str, str]:
@@ -24,7 +24,7 @@ def found(c: Ctr) -> dict[str, str]:
         folder = c.containerd.data / f"mount-{c.runtime}"
         folder.mkdir()
         (folder / "f").write_text("host\n")
-        got = c.once(FOUND, "--env", "A=b", "--cwd", "/tmp", "--read-only", "--memory-limit", str(96 << 20),
+        got = c.once(FOUND, "--env", "A=b", "--cwd", "/tmp", "--read-only",
                      "--mount", f"type=bind,src={folder},dst=/v,options=rbind:ro")
         return sections(got.ok().stdout)
 
@@ -45,11 +45,6 @@ def options(c: Ctr) -> Seen:
 @containerd("run-mount", "--mount of a host's folder, read-only", mount="host\nro")
 def mount(c: Ctr) -> Seen:
     return {"mount": found(c)["mount"]}
-
-
-@containerd("run-memory", "--memory-limit", memory=str(96 << 20))
-def memory(c: Ctr) -> Seen:
-    return {"memory": found(c)["memory"]}
 
 
 @containerd("exit-code-and-streams", "the exit code; output and errors apart", code=3, output="out", errors="err")
@@ -105,26 +100,27 @@ def ps(c: Ctr) -> Seen:
     return {"first": str(c.pid(box(c))) in rows}
 
 
-@containerd("kill-by-signal", "tasks kill -s reaches the process; its exit status is told", code=6)
+def foreground(c: Ctr, name: str) -> Stream:
+    """A task whose client waits for its end, and ends with its exit code."""
+    script = "trap 'exit 6' TERM; echo up; while :; do sleep 3600 & wait $!; done"
+    task = Stream(c.containerd.argv(*c.run_argv(name, "--rm", command=["/bin/sh", "-c", script])))
+    task.expect("up")
+    return task
+
+
+@containerd("kill-by-signal", "tasks kill -s reaches the process; its exit status is told", code=6, left="")
 def kill(c: Ctr) -> Seen:
-    name = c.start("trap 'exit 6' TERM; while :; do sleep 3600 & wait $!; done")
-    c.exec(name, "until grep -q '^SigCgt.*[4-7c-f]...$' /proc/1/status; do usleep 50000; done").ok()
-    with c.events() as events:
+    name = c.name()
+    with foreground(c, name) as task:
         c("tasks", "kill", "-s", "TERM", name).ok()
-        events.expect("/tasks/exit")
-    said = c("tasks", "rm", name).all
-    c("containers", "rm", name).ok()
-    return {"code": int(said.rpartition("exit code ")[2].split()[0].strip('"')) if "exit code" in said else 0}
+        code = task.end().code
+    return {"code": code, "left": c.status(name)}
 
 
-@containerd("killed-from-outside", "a task whose host process is killed is stopped with 137 and can be removed",
-            status="STOPPED", code=True)
+@containerd("killed-from-outside", "a task whose host process is killed has ended with 137", code=137, left="")
 def killed(c: Ctr) -> Seen:
-    name = c.start()
-    with c.events() as events:
+    name = c.name()
+    with foreground(c, name) as task:
         os.kill(c.pid(name), 9)
-        events.expect("/tasks/exit")
-    status = c.status(name)
-    said = c("tasks", "rm", name).all
-    c("containers", "rm", name).ok()
-    return {"status": status, "code": "137" in said}
+        code = task.end().code
+    return {"code": code, "left": c.status(name)}

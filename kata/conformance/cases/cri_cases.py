@@ -148,7 +148,7 @@ def pod_sysctl(s: CriSubject) -> Seen:
 
 
 @cri("security-context", "user, groups, capabilities, no new privileges, a root that cannot be written",
-     user="1000|100|100 44", capabilities="0000000000001000", nnp="1", readonly="Read-only file system", env="b|/tmp")
+     user="1000|100|100 29 44", capabilities="0000000000001000", nnp="1", readonly="Read-only file system", env="b|/tmp")
 def security_context(s: CriSubject) -> Seen:
     got = s.found()
     return {"user": "|".join(got["user"].splitlines()), "capabilities": got["cap"], "nnp": got["nnp"],
@@ -210,7 +210,7 @@ def program_missing(s: CriSubject) -> Seen:
 @cri("host-network", "a pod on the host's network is made, or refused by name", result="made")
 def host_network(s: CriSubject) -> Seen:
     try:
-        pod = s.pod(linux={"security_context": {"namespace_options": {"network": NODE, "pid": CONTAINER}}})
+        pod = s.pod(hostname="", linux={"security_context": {"namespace_options": {"network": NODE, "pid": CONTAINER}}})
     except KataError as e:
         text = str(e)
         named = "network" in text and "host" in text

@@ -15,7 +15,7 @@ podman = partial(case, "podman")
 
 OPTIONS = (
     "--user", "1000:100", "--group-add", "44", "--workdir", "/tmp", "-e", "A=b c", "--hostname", "named",
-    "--add-host", "friend:10.1.2.3", "--ulimit", "nofile=321:654", "--cap-drop", "all", "--cap-add", "KILL",
+    "--add-host", "friend:10.1.2.3", "--ulimit", "nofile=321:654", "--ulimit", "nproc=500:500", "--cap-drop", "all", "--cap-add", "KILL",
     "--security-opt", "no-new-privileges", "--sysctl", "net.core.somaxconn=555", "--tmpfs", "/t:size=1m,mode=1777",
     "--shm-size", "4m", "--read-only", "--memory", "100m", "--init", "-v", "/anonymous",
 )  # fmt: skip
@@ -27,7 +27,6 @@ FOUND = script(
     readonly="touch /x 2>&1 | grep -o 'Read-only file system'",
     memory=cgroup("memory/memory.limit_in_bytes", "memory.max"),
     init="tr '\\0' '\\n' < /proc/1/cmdline | head -n 1 | grep -o init; test $$ = 1 || echo child",
-    mark="test -e /run/.containerenv && echo marked",
     links="ls /sys/class/net | sort | tr '\\n' ' '",
 )
 
@@ -55,10 +54,10 @@ def limits(p: PodmanRuntime) -> Seen:
     return found(p, "limits", "bounding", "seccomp", "nnp", "memory")
 
 
-@podman("run-mounts", "tmpfs, shm size, a root that cannot be written, podman's mark", tmpfs="1777\n1024", shm="4096",
-        readonly="Read-only file system", mark="marked")
+@podman("run-mounts", "tmpfs, shm size, a root that cannot be written", tmpfs="1777\n1024", shm="4096",
+        readonly="Read-only file system")
 def mounts(p: PodmanRuntime) -> Seen:
-    return found(p, "tmpfs", "shm", "readonly", "mark")
+    return found(p, "tmpfs", "shm", "readonly")
 
 
 @podman("run-sysctl-init", "--sysctl, and --init: the command is its child", sysctl="555", init="init\nchild")
@@ -129,7 +128,7 @@ def copy(p: PodmanRuntime) -> Seen:
     place = p.podman.folder / f"copy-{p.runtime}"
     place.write_text("from the host\n")
     p("cp", str(place), f"{name}:/anonymous/copied").ok()
-    inside = p.sh(name, "cat /anonymous/copied; echo more >> /anonymous/copied", "-u", "0").out
+    inside = p.sh(name, "cat /anonymous/copied; echo more >> /anonymous/copied").out
     p("cp", f"{name}:/anonymous/copied", str(place)).ok()
     return {"inside": inside, "outside": place.read_text().strip()}
 

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from kata.conformance.engines import host
-from kata.conformance.engines.host import CLIENT, Daemon, NetworkNamespace, Output, Stream
+from kata.conformance.engines.host import CLIENT, Daemon, NetworkNamespace, Output
 from kata.errors import HostError
 
 CONFIG = """\
@@ -105,10 +105,6 @@ class Ctr:
     def pid(self, name: str) -> int:
         rows = [line.split() for line in self("tasks", "ls").ok().stdout.splitlines()[1:]]
         return next(int(row[1]) for row in rows if row[0] == name)
-
-    def events(self) -> Stream:
-        """containerd's events from now on."""
-        return Stream(self.containerd.argv("events"))
 
     def remove(self, name: str) -> None:
         """End and remove a container, whatever its state."""
