@@ -20,4 +20,11 @@ EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/bad-config-not-to-be-kept", "refused"): (
         ["unknown capability", "variable without =", "argument with NUL", "rlimit twice", "version 9.9.9",
          "negative memory"], "what cannot be kept is refused by name, never dropped in silence"),
+    ("docker/run-kernel", "kernel"): ("its own", "a machine has a kernel of its own: that is what it is for"),
+    ("*/network-host", "result"): ("refused by name", "a machine has interfaces of its own, never the host's"),
+    ("cri/host-network", "result"): ("refused by name", "a machine has interfaces of its own, never the host's"),
+    ("docker/top", "children"): (
+        False, "docker lists the host's processes: one for each that an engine started; `kata ps` lists the guest's"),
+    ("docker/stats", "limit"): (
+        "the host's memory", "the host's cgroup holds the whole machine, and a limit there would hit QEMU"),
 }

@@ -275,6 +275,7 @@ def attach(d: DockerSubject) -> Seen:
     d.logged(name, "one")
     with d.docker.stream("attach", name) as attached:
         attached.write("hello\n")
+        attached.expect("end\n")
         ended = attached.end()
     log = d("logs", name).ok().stdout
     d.remove(name)

@@ -15,9 +15,11 @@ podman = partial(case, "podman")
 
 OPTIONS = (
     "--user", "1000:100", "--group-add", "44", "--workdir", "/tmp", "-e", "A=b c", "--hostname", "named",
-    "--add-host", "friend:10.1.2.3", "--ulimit", "nofile=321:654", "--ulimit", "nproc=500:500", "--cap-drop", "all", "--cap-add", "KILL",
+    "--add-host", "friend:10.1.2.3", "--ulimit", "nofile=321:654", "--ulimit", "nproc=500:500",
+    "--cap-drop", "all", "--cap-add", "KILL",
     "--security-opt", "no-new-privileges", "--sysctl", "net.core.somaxconn=555", "--tmpfs", "/t:size=1m,mode=1777",
-    "--shm-size", "4m", "--read-only", "--memory", "100m", "--init", "-v", "/anonymous",
+    "--shm-size", "4m", "--read-only",
+    "--memory", "100m", "--init", "-v", "/anonymous",
 )  # fmt: skip
 FOUND = script(
     user="id -u; id -g; id -G", cwd="pwd", env="echo $IMAGE_WORD / $A / $container", hostname="hostname",
