@@ -18,5 +18,5 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/events-*", "*"): (..., "cc-runtime had no events; `kata events` does it"),
     ("oci/verb-spec", "*"): (..., "cc-runtime had no spec; `kata spec` does it"),
     ("docker/update", "*"): (..., "cc-runtime had no update; the flavor unified has it"),
-    ("cri/memory-limit", "*"): (..., "cc-runtime had no update; the flavor unified has it"),
+    ("cri/memory-update", "*"): (..., "cc-runtime had no update; the flavor unified has it"),
 }

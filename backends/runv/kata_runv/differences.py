@@ -21,5 +21,5 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/update-*", "*"): (..., "runV had no update; `kata update` does it"),
     ("oci/events-*", "*"): (..., "runV had no events; `kata events` does it"),
     ("docker/update", "*"): (..., "runV had no update; the flavor unified has it"),
-    ("cri/memory-limit", "*"): (..., "runV had no update; the flavor unified has it"),
+    ("cri/memory-update", "*"): (..., "runV had no update; the flavor unified has it"),
 }
