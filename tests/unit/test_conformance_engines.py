@@ -94,7 +94,7 @@ def test_what_is_shared_is_made_once_and_fails_once() -> None:
 
 
 def test_output_that_failed_names_the_command() -> None:
-    with pytest.raises(HostError, match="docker run failed with exit code 3: first [|] the last"):
+    with pytest.raises(HostError, match=r"failed with exit code 3: first \| the last"):
         host.Output(("docker", "run"), 3, "", "first\nthe last\n").ok()
 
 
