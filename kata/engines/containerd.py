@@ -19,12 +19,14 @@ class Containerd(Toml):
     """containerd's config.toml, version 2 or 3: the runc shim with another program."""
 
     PLUGINS = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
-    VERSIONS: ClassVar = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+    VERSIONS: ClassVar[dict[int | str | None, str]] = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
         plugins = self._table(data, "plugins")
-        plugin = next((p for p in self.PLUGINS if p in plugins), self.VERSIONS.get(data.get("version", 0), ""))
-        self.version, self.disabled = data.get("version"), data.get("disabled_plugins", [])
+        version, disabled = data.get("version"), data.get("disabled_plugins")
+        self.version = version if isinstance(version, int | None) else repr(version)
+        self.cri_disabled = isinstance(disabled, list) and any(p in ("cri", *self.PLUGINS) for p in disabled)
+        plugin = next((p for p in self.PLUGINS if p in plugins), self.VERSIONS.get(self.version, ""))
         self.empty = not data
         base = ("plugins", plugin, "containerd")
         self.default_key = (base, "default_runtime_name")

@@ -146,15 +146,21 @@ def check_docker(path: str, pidfile: str = "") -> None:
         raise HostError(f"dockerd does not take {path}: {process.last_lines(done.stderr or done.stdout)}")
 
 
-def check_containerd(path: str, programs: Mapping[str, str]) -> None:
-    """:raise HostError: containerd does not take the file, or something that it imports overrides the entries."""
+def check_containerd(path: str, programs: Mapping[str, str]) -> str:
+    """What there is to say about the file, "" if nothing.
+
+    :raise HostError: containerd does not take it, or something that it imports overrides the entries.
+    """
     done = process.run(["containerd", "--config", path, "config", "dump"], timeout=CHECK)
+    if Containerd("containerd", path, "").cri_disabled:  # then the dump is without it, and nothing is to be compared
+        return f"the CRI plugin is among disabled_plugins of {path}: the runtimes wait there until it is enabled"
     dump = Containerd("containerd", path, "", done.text)
     if not dump.holds(programs):
         found = {r.name: r.program for r in dump.runtimes}
         wrong = next(n for n, p in programs.items() if found.get(n) != p)
         raise HostError(f"`containerd --config {path} config dump` has {found.get(wrong, 'nothing')} for the runtime "
                         f"{wrong}", "what `imports` names sets the same plugin: put the entries there, by --file")
+    return ""
 
 
 def check_podman(programs: Mapping[str, str], environ: Mapping[str, str]) -> None:

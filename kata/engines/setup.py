@@ -106,7 +106,8 @@ def remove(wish: Wish, say: Say) -> None:
     sets, before = _sets(wish, say)
     here = engines.files(wish.sysroot, [wish.engine], wish.file)
     wanted = {f"kata-{f}" for f in wish.flavors} or {"kata", *(f"kata-{f}" for f in flavors.PROGRAMS.values())}
-    found = [e for e in engines.ours(here, "") if e.name in wanted]
+    found = [e for e in engines.ours(here, "") if e.name in wanted
+             and (wish.file or not e.source.path.startswith("/usr/"))]  # these are a package's
     if not found:
         say(f"{wish.engine}: has no runtime {' or '.join(sorted(wanted))}")
         return
@@ -309,8 +310,8 @@ def _tell(wish: Wish, target: File | None, programs: Mapping[str, str], say: Say
                 reload.check_docker(path, wish.pidfile)
             say(reload.docker("", wish.file or TARGETS["docker"], wish.pidfile))
         case "containerd":
-            if path:
-                reload.check_containerd(path, programs)
+            if path and (note := reload.check_containerd(path, programs)):
+                say(note)
             say(BY_HAND["containerd"])
         case "podman":
             reload.check_podman(programs, _environ(wish))

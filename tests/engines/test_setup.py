@@ -109,6 +109,22 @@ def test_containerd(runtime: Runtime, containerd: Containerd) -> None:
     assert file.read_bytes() == before
 
 
+def test_what_containerd_would_not_see(runtime: Runtime, tmp_path: Path) -> None:
+    """A file that is imported and replaces the plugin's settings; a plugin that is disabled."""
+    if shutil.which("containerd") is None:
+        pytest.skip("containerd is not installed")
+    file, plugin = tmp_path / "config.toml", "io.containerd.grpc.v1.cri"
+    (tmp_path / "more.toml").write_text(f'version = 2\n[plugins."{plugin}".containerd]\nsnapshotter = "native"\n')
+    file.write_text(f'version = 2\nimports = ["{tmp_path}/more.toml"]\n')
+    before = file.read_bytes()
+    done = engine(runtime, "install", "containerd", file, "--flavor", "runv", "--no-verify")
+    assert done.rc == 1 and "has nothing for the runtime kata-runv" in done.stderr and file.read_bytes() == before
+    file.write_text(f'version = 2\ndisabled_plugins = ["{plugin}"]\n')
+    done = engine(runtime, "install", "containerd", file, "--flavor", "runv", "--no-verify").ok()
+    assert "the CRI plugin is among disabled_plugins" in done.stdout
+    engine(runtime, "remove", "containerd", file).ok()
+
+
 def test_podman(runtime: Runtime, tmp_path: Path) -> None:
     if shutil.which("podman") is None:
         pytest.skip("podman is not installed")

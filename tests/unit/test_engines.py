@@ -167,6 +167,7 @@ def test_what_crio_gets(host: Path) -> None:
     (CONTAINERD, "version = 2\nversion = 3\n", "config.toml:2: ", ()),
     (CONTAINERD, "version = 4\n", "has version 4; known are 2 and 3", ()),
     (CONTAINERD, "root = '/x'\n", "has no version, which means version 1; known are 2 and 3: `containerd config", ()),
+    (CONTAINERD, "version = ['2']\ndisabled_plugins = 1\n", "has version ['2']; known are 2 and 3", ()),
     (CONTAINERD, "version = 2\nplugins = 1\n", "config.toml: plugins is no table", ()),
     ("/etc/containers/containers.conf.d/99-x.conf", '[engine.runtimes]\nkata = ["/x"]\n',
      "99-x.conf:2 has a runtime kata already, and is read later than", ()),
