@@ -22,7 +22,7 @@ from kata.planjson import from_json, to_json
 from kata.proxy.become import finish
 from kata.proxy.container import Container
 from kata.proxy.log import log
-from kata.proxy.warmup import run_container
+from kata.proxy.warmup import plug_interface, run_container
 from kata.vm.argv import SHARE_TAG
 from kata_agent.protocol import agent_pb2, guest_pb2
 
@@ -161,6 +161,8 @@ async def warm_up(sandbox: Sandbox) -> None:
     sandbox.spawn(_end_unclaimed(sandbox))
     await _boot_guest(sandbox, began)
     plan = from_json(ContainerPlan, sandbox.record.data["warm_up"])
+    if sandbox.plan.network_model != "none":
+        await plug_interface(sandbox)
     for _ in range(WARM_UPS):
         await run_container(sandbox, plan)
     await sandbox.machine.pause()
@@ -205,11 +207,33 @@ async def adopt(sandbox: Sandbox, plan: SandboxPlan, root: str, root_id: Sequenc
         netns.pin(fds[0], f"{sandbox.directory}/{NETWORK}")
         netns.enter(fds[0])
     sandbox.ready = asyncio.get_running_loop().create_future()
+    sandbox.replaceable = True
     sandbox.spawn(bring_up(sandbox, _join))
 
 
 async def _join(sandbox: Sandbox) -> None:
-    """What is left to do when the machine gets an owner."""
+    """What is left to do when the machine gets an owner; if it fails at that, another is booted in its place.
+
+    Nothing was made in it yet, and what its owner has done on the host stays as it is: hooks do not run again.
+    """
+    try:
+        await _join_machine(sandbox)
+        if sandbox.machine.gone.is_set():
+            raise VmError("it ended")
+    except VmError as e:
+        if sandbox.closing:
+            raise
+        log(f"the machine of the pool cannot be used, another is booted: {e}")
+        await sandbox.replace_machine()
+        sandbox.spawn(sandbox.watch_machine())
+    else:
+        return
+    finally:
+        sandbox.replaceable = False
+    await boot(sandbox)
+
+
+async def _join_machine(sandbox: Sandbox) -> None:
     began = time.monotonic()
     sandbox.phase("claimed")
     await sandbox.machine.resume()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -51,6 +51,8 @@ class Sandbox:
         self.containers: dict[str, Container] = {}
         self.expected: dict[str, asyncio.Future[Container]] = {}
         self.closing = False
+        self.replaceable = False  #: nothing has been made in the machine: when it ends, another can take its place
+        self.relaunch: Callable[[], tuple[Machine, Agent]] | None = None  #: starts QEMU anew, to boot
         self.finished = asyncio.Event()  #: it is gone, and the proxy may end
         self.tasks: set[asyncio.Task[None]] = set()
         self.phases: deque[tuple[float, str]] = deque(maxlen=MAX_PHASES)  #: when, by the monotonic clock, and what
@@ -83,6 +85,8 @@ class Sandbox:
     async def watch_machine(self) -> None:
         """When the machine ends, so do its containers, killed."""
         await self.machine.gone.wait()
+        if self.replaceable:
+            return
         if not self.closing:
             log(f"the machine ended: {self.machine.failure('QEMU is gone')}")
         for container in self.containers.values():
@@ -93,6 +97,19 @@ class Sandbox:
                 container.set_exited(137)
             except HostError as e:  # no room for the record; its dead shim says the same
                 log(f"{e}")
+
+    async def replace_machine(self) -> None:
+        """End the machine and start another, which boots.  Containers that are to be made wait for it all the same.
+
+        :raise KataError: QEMU does not start.
+        """
+        assert self.relaunch is not None
+        await self.machine.kill()
+        await self.network.stop()
+        await self.agent.close()
+        self.machine, self.agent = self.relaunch()
+        self.cloned = False
+        self.network = Network(self.plan, self.machine, self.agent, self.record)
 
     async def events(self, after: int = 0) -> None:
         """Do what the guest's events ask for, those after number ``after``, for as long as the channel lasts."""

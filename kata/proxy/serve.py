@@ -74,6 +74,7 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
                       cloned=start.template is not None, resuming=how is take_over, pooled=how is warm_up)
     sandbox.phases.extend(start.phases)
+    sandbox.relaunch = lambda: _relaunched(start, sandbox)
     try:
         _follow_special_files(machine.pid)
     except HostError:
@@ -132,14 +133,31 @@ async def _restored(start: Start, machine: Machine) -> bool:
         log(f"the template does not work and is removed: {e}")
         template.discard(start.plan)
         await machine.kill()
-        for name in ("channel.sock", "qmp.sock"):
-            os.unlink(f"{start.directory}/{name}")
+        _remove_sockets(start)
         start.template.close()
         start.template = None
         start.launch(start.plan.machine)
         return False
     start.template.close()
     return True
+
+
+def _relaunched(start: Start, sandbox: Sandbox) -> tuple[Machine, Agent]:
+    """A machine that boots, in the place of one that is gone; the sandbox's record goes on."""
+    _remove_sockets(start)
+    start.record = dict(sandbox.record.data)
+    start.record.pop("ports", None)
+    start.launch(sandbox.plan.machine)
+    sandbox.record.data = start.record
+    machine = Machine(start.machine, start.pid, start.directory)
+    _follow_special_files(start.pid)
+    return machine, _agent(start)
+
+
+def _remove_sockets(start: Start) -> None:
+    """Those of a QEMU that is gone."""
+    for name in ("channel.sock", "qmp.sock"):
+        os.unlink(f"{start.directory}/{name}")
 
 
 async def _drain(server: Server) -> None:

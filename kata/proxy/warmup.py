@@ -1,4 +1,4 @@
-"""One container in a machine of the pool, from its creation to its removal, with nobody attached."""
+"""What a machine of the pool has done before anybody claims it: a container and an interface, made and removed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from kata import wire
 from kata.contract import ContainerPlan
 from kata.errors import VmError
+from kata.network.inventory import Interface, IPAddress
+from kata.network.tap import open_tap
 from kata.proxy import convert
 from kata.proxy.streams import Attachment
 from kata.storage.clone import clone_mount
-from kata_agent.protocol import agent_pb2, guest_pb2
+from kata_agent.protocol import agent_pb2, guest_pb2, types_pb2
 
 if TYPE_CHECKING:
     from kata.proxy.sandbox import Sandbox
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 ROOT = "warm-up"  #: folder in the sandbox's directory
 #: The guest's programs: there may be none on the host that run in a guest.
 PROGRAMS = {"destination": "/bin", "type": "bind", "source": "/bin", "options": ["rbind", "ro"]}
+
+#: An address for documentation (RFC 5737), and a MAC address that nobody else gives.
+CARD = Interface(index=0, name="eth0", mac="02:00:00:00:00:01", mtu=1500, kind="", up=True, flags=0,
+                 addresses=(IPAddress(4, "192.0.2.2", 24),))
+ROUTE = {"dest": "", "gateway": "192.0.2.1", "device": CARD.name}
 
 
 class _Nobody:
@@ -68,3 +75,22 @@ async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
     import shutil  # late: a machine that is not for the pool does without
 
     shutil.rmtree(root)
+
+
+async def plug_interface(sandbox: Sandbox) -> None:
+    """Plug in a network card, configure it, and take it out again.  It is joined to nothing.
+
+    End state: as before.
+    """
+    agent, machine = sandbox.agent, sandbox.machine
+    tap = open_tap(ROOT)
+    try:
+        await machine.add_nic(ROOT, tap, CARD.mac)
+    finally:
+        os.close(tap)
+    interface = convert.strictly(types_pb2.Interface(), CARD.agent())
+    await agent.agent("UpdateInterface", agent_pb2.UpdateInterfaceRequest(interface=interface))
+    routes = convert.strictly(agent_pb2.Routes(), {"Routes": [ROUTE]})
+    await agent.agent("UpdateRoutes", agent_pb2.UpdateRoutesRequest(routes=routes))
+    await agent.guest("RemoveInterface", guest_pb2.RemoveInterfaceRequest(hw_addr=CARD.mac))
+    await machine.remove_nic(ROOT)

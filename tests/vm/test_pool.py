@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,32 @@ def test_proxy_killed_during_the_claim(oci: Oci, pool: Factory) -> None:
     assert_nothing_left(oci.root, id, (str(bundle.path),))
     for machine in before.values():
         ended(machine)
+
+
+def test_qemu_killed_after_the_claim(oci: Oci, pool: Factory, wired: NetworkNamespace) -> None:
+    """Its owner has been told yes, and has run its hooks: another machine is booted, and they do not run again."""
+    before = {m: pids(m) for m in pool.machines()}
+    for machine in before.values():
+        os.kill(machine["qemu"], signal.SIGSTOP)  # it is claimed and does not go on
+    ran = oci.work_dir / "hooks-ran"
+    bundle, id = oci.bundle("ip -o -4 address").in_network(wired.path), oci.new_id()
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", f"echo ran >>{ran}"]}]}
+    bundle.write()
+    verb = subprocess.Popen(oci.argv(*pool.globals, "run", "--bundle", str(bundle.path), id), env=environment(),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        eventually("the hook", ran.exists, 60)
+        (gone,) = set(before) - set(pool.machines())
+        kill(before[gone]["qemu"], "qemu")
+    finally:
+        for machine in before.values():
+            with suppress(ProcessLookupError):
+                os.kill(machine["qemu"], signal.SIGCONT)
+    assert "10.214.17.2/24" in verb.communicate(timeout=90)[0]
+    assert verb.returncode == 0 and ran.read_text() == "ran\n"
+    assert "kata" not in wired.run("ip", "link").stdout
+    assert_nothing_left(oci.root, id, (str(bundle.path),))
+    ended(before[gone])
 
 
 # --- the keeper -------------------------------------------------------------------------------
