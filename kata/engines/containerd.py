@@ -19,7 +19,9 @@ class Containerd(Toml):
     """containerd's config.toml, version 2 or 3: the runc shim with another program."""
 
     PLUGINS = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
-    VERSIONS: ClassVar[dict[int | str | None, str]] = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+    VERSIONS: ClassVar[dict[int | str | None, str]] = {
+        2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime",
+    }
 
     def _find(self, data: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...], str, str]]:
         plugins = self._table(data, "plugins")

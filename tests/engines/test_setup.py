@@ -27,7 +27,9 @@ def engine(runtime: Runtime, verb: str, name: str, file: Path, *words: str,
 
 
 def runtimes(docker: Docker) -> set[str]:
-    return set(json.loads(docker("info", "--format", "{{json .Runtimes}}").ok().stdout))
+    """Those that have a program; docker 20 forgets the names of containerd's shims at its first reload."""
+    found = json.loads(docker("info", "--format", "{{json .Runtimes}}").ok().stdout)
+    return {name for name in found if not name.startswith("io.containerd.")}
 
 
 def test_docker(runtime: Runtime, docker: Docker) -> None:
@@ -52,20 +54,21 @@ def test_docker(runtime: Runtime, docker: Docker) -> None:
 
 
 def test_a_proof_that_fails_takes_all_back(runtime: Runtime, docker: Docker, tmp_path: Path) -> None:
-    """A machine whose kernel there is not: docker takes the runtime, and the container does not come."""
+    """Programs that make no machine, and none at all: docker takes both, and both are found out."""
+    if (runc := shutil.which("runc")) is None:
+        pytest.skip("runc is not installed")
     file, had = docker.run_dir / "daemon.json", runtimes(docker)
     before = file.read_bytes()
-    # The program that would be installed is the one beside `kata`.
-    for name in ("kata", "kata-unified"):
-        (tmp_path / name).write_text(f'#!/bin/sh\nexec {runtime.path} --kata-config {tmp_path}/wrong.toml "$@"\n')
-        (tmp_path / name).chmod(0o755)
-    (tmp_path / "wrong.toml").write_text('[hypervisor.qemu]\nkernel = "/no/such/kernel"\n')
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = engine(runtime, "install", "docker", file, "--pidfile", str(docker.run_dir / "docker.pid"), "--flavor",
-                  "unified", env=env)
-    assert done.rc == 1 and "/no/such/kernel" in done.stderr and f"{file} is what it was" in done.stderr
-    assert file.read_bytes() == before and runtimes(docker) == had
-    assert "kata-engine-proof" not in docker("ps", "-a").ok().stdout + docker("images").ok().stdout
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}  # the program that is installed is the first in it
+    for script, error in ((f'exec {runc} "$@"', "a container of kata-unified ran on the host's kernel"),
+                          ("echo out of order >&2; exit 1", "docker")):
+        (tmp_path / "kata-unified").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "kata-unified").chmod(0o755)
+        done = engine(runtime, "install", "docker", file, "--pidfile", str(docker.run_dir / "docker.pid"), "--flavor",
+                      "unified", env=env)
+        assert done.rc == 1 and error in done.stderr and f"{file} is what it was" in done.stderr, done
+        assert "has reloaded" in done.stdout and file.read_bytes() == before and runtimes(docker) == had
+        assert "kata-engine-proof" not in docker("ps", "-a").ok().stdout + docker("images").ok().stdout
 
 
 def test_docker_that_does_not_run(runtime: Runtime, tmp_path: Path) -> None:
