@@ -125,7 +125,10 @@ class Runner:
             for case in cases:
                 if self.stop.is_set():
                     return
-                self._tell(case, name, self._case(case, side))
+                result = self._case(case, side)
+                if self.stop.is_set() and result["status"] == document.FAILED:
+                    return  # its commands met the same signal
+                self._tell(case, name, result)
         finally:
             close = getattr(side, "close", None)
             if close:
