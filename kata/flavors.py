@@ -28,7 +28,7 @@ PROGRAMS = {"cc-runtime": "clear", "runv": "runv",
 #: Flavors that the road leads away from.
 RETIRING = ("clear", "runv")
 COEXIST, MERGED, RETIRED = PHASES = (1, 2, 3)
-#: Besides the asset store, where the kernels and images lie that a container may choose from under clear and runv.
+#: Besides the asset store, where the kernels and images lie that a container may choose from.
 GUEST_FOLDERS = ("/usr/share/clear-containers", "/usr/share/kata-containers", "/var/lib/hyper")
 PHASE_NAMES = {COEXIST: "coexist", MERGED: "merged", RETIRED: "retired"}
 

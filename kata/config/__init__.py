@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 DROP_INS = "config.d"
+#: Fields with the path of what boots.
+ASSETS = ("kernel", "image", "initrd", "firmware")
+#: What an annotation may have the guest's random numbers made of: QEMU gives the guest what it reads there.
+ENTROPY_SOURCES = ("/dev/random", "/dev/urandom", "/dev/hwrng")
+#: Values of what an annotation may add to QEMU's ``-machine``: others name files.
+SWITCHES = ("on", "off", "auto", "split")
 
 
 class Settings:
@@ -81,12 +87,14 @@ class Settings:
                 self.take(name, key, converted, place)
 
     def annotate(self, annotations: Mapping[str, str], prefixes: Mapping[str, str],
-                 names: Mapping[str, str], hashes: Mapping[str, str]) -> None:
+                 names: Mapping[str, str], hashes: Mapping[str, str], folders: Sequence[str]) -> None:
         """What a container asks for, as far as ``enable_annotations`` allows.
 
         An entry of ``enable_annotations`` has to match the whole name after
         its prefix, so that ``kernel`` does not also allow ``kernel_params``.
+        Whatever it allows, no annotation names just any file of the host.
 
+        :param folders: where a kernel, image, initrd or firmware may lie.
         :raise ConfigError: an annotation is unknown, not enabled or wrong.
         """
         wanted: dict[str, str] = {}
@@ -113,6 +121,10 @@ class Settings:
                 raise ConfigError(f"annotation {annotation}: {e} is expected, found {shown(value)}") from e
             if key.target == "qemu_path":
                 self._allow_path(annotation, converted)
+            elif converted and key.target in ASSETS:
+                converted = chosen_file(converted, f"annotation {annotation}", folders)
+            elif converted:
+                _names_no_file(key.target, converted, f"annotation {annotation}")
             self.sources.append(f"annotation {annotation}")
             self.take(name, key, converted, f"annotation {annotation}")
         if wanted:
@@ -203,7 +215,7 @@ def check_assets(config: RuntimeConfig, initrd: str) -> None:
     :param initrd: the initrd in use, "" for none.
     :raise ConfigError: it is not so.
     """
-    for field in ("kernel", "image", "initrd", "firmware"):
+    for field in ASSETS:
         path = getattr(config, field)
         if path and not os.path.isfile(path):
             raise ConfigError(f"{field} = {path!r}: there is no such file", f"set in {', '.join(config.sources)}")
@@ -236,6 +248,18 @@ def chosen_file(path: str, place: str, folders: Iterable[str]) -> str:
         raise ConfigError(f"{place}: {shown(path)} is not in a folder that containers may choose from",
                           "add its folder to guest_folders in [runtime] of /etc/kata/host.toml")
     return real
+
+
+def _names_no_file(target: str, value: Any, place: str) -> None:
+    """:raise ConfigError: by way of an annotation QEMU would read a file of the host (``-machine initrd=FILE``)."""
+    if target == "entropy_source" and value not in ENTROPY_SOURCES:
+        raise ConfigError(f"{place}: {shown(value)} is no source of random numbers",
+                          f"it is one of {', '.join(ENTROPY_SOURCES)}; another can be set in the configuration file")
+    if target == "machine_accelerators":
+        for word in value.split(","):
+            if word.rpartition("=")[2] not in SWITCHES:
+                raise ConfigError(f"{place}: {shown(word)} is no switch of a machine",
+                                  f"it is NAME={'|'.join(SWITCHES)}; others can be set in the configuration file")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -32,11 +32,11 @@ def read(file: Path, text: str | None = None) -> RuntimeConfig:
     return settings.config()
 
 
-def annotate(file: Path, text: str, annotations: dict[str, str]) -> RuntimeConfig:
+def annotate(file: Path, text: str, annotations: dict[str, str], folders: tuple[str, ...] = ()) -> RuntimeConfig:
     file.write_text(text)
     settings = Settings(kata1.LANGUAGE, kata1.REFUSED_TABLES)
     settings.read([str(file)])
-    settings.annotate(annotations, kata1.ANNOTATIONS, kata1.ANNOTATION_NAMES, kata1.ANNOTATION_HASHES)
+    settings.annotate(annotations, kata1.ANNOTATIONS, kata1.ANNOTATION_NAMES, kata1.ANNOTATION_HASHES, folders)
     return settings.config()
 
 
@@ -251,9 +251,9 @@ H = "io.katacontainers.config.hypervisor."
 def test_annotations_are_gated(file: Path) -> None:
     allow = '[hypervisor.qemu]\nenable_annotations = ["default_.*", "kernel", "kernel_modules"]\n'
     config = annotate(file, allow, {
-        f"{H}default_vcpus": "3", f"{H}default_max_vcpus": "4", f"{H}kernel": "/k", "other": "x",
-        "io.katacontainers.config.agent.kernel_modules": "a x=1; b"})
-    assert (config.default_vcpus, config.default_maxvcpus, config.kernel) == (3, 4, "/k")
+        f"{H}default_vcpus": "3", f"{H}default_max_vcpus": "4", f"{H}kernel": "/chosen/k", "other": "x",
+        "io.katacontainers.config.agent.kernel_modules": "a x=1; b"}, ("/chosen",))
+    assert (config.default_vcpus, config.default_maxvcpus, config.kernel) == (3, 4, "/chosen/k")
     assert config.kernel_modules == ("a x=1", "b")
     assert f"annotation {H}kernel" in config.sources
     with pytest.raises(ConfigError, match=f"annotation {H}kernel_params is not enabled"):
@@ -270,18 +270,27 @@ def test_annotations_are_gated(file: Path) -> None:
     ("enable_iommu", "true", "cannot hold here"),
     ("path", "/usr/bin/evil", "is not one of the allowed paths"),
     ("path", "/usr/bin/qemu/../evil", "is not one of the allowed paths"),
+    ("kernel", "/etc/shadow", "annotation .*kernel: '/etc/shadow' is not in a folder that containers may choose from"),
+    ("initrd", "/etc/shadow", "not in a folder that containers may choose from"),
+    ("image", "/dev/sda", "not in a folder that containers may choose from"),
+    ("firmware", "/chosen/../etc/shadow", "not in a folder that containers may choose from"),
+    ("entropy_source", "/etc/shadow", "annotation .*entropy_source: '/etc/shadow' is no source of random numbers"),
+    ("machine_accelerators", "usb=off,initrd=/etc/shadow", "'initrd=/etc/shadow' is no switch of a machine"),
+    ("machine_accelerators", "kernel=/etc/shadow", "is no switch of a machine"),
 ])
 def test_wrong_annotations(file: Path, name: str, value: str, text: str) -> None:
     allow = '[hypervisor.qemu]\nenable_annotations = [".*"]\nvalid_hypervisor_paths = ["/usr/bin/qemu*"]\n'
     with pytest.raises(ConfigError, match=text):
-        annotate(file, allow, {H + name: value})
+        annotate(file, allow, {H + name: value}, ("/chosen",))
 
 
 def test_annotation_values(file: Path) -> None:
     allow = '[hypervisor.qemu]\nenable_annotations = [".*"]\nvalid_hypervisor_paths = ["/usr/bin/qemu*"]\n'
     config = annotate(file, allow, {
         f"{H}path": "/usr/bin/qemu-x", f"{H}enable_swap": "True", f"{H}kernel_params": "a b",
-        f"{H}enable_mem_prealloc": "0", f"{H}machine_type": "pc"})
+        f"{H}enable_mem_prealloc": "0", f"{H}machine_type": "pc", f"{H}entropy_source": "/dev/random",
+        f"{H}machine_accelerators": "usb=off,kernel_irqchip=split", f"{H}firmware": ""})
+    assert (config.entropy_source, config.machine_accelerators) == ("/dev/random", "usb=off,kernel_irqchip=split")
     assert (config.qemu_path, config.enable_swap, config.kernel_params) == ("/usr/bin/qemu-x", True, ("a", "b"))
 
 

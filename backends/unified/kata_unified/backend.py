@@ -55,7 +55,8 @@ class UnifiedBackend(Backend):
         if "io.katacontainers.config_path" in annotations:
             raise ConfigError("annotation io.katacontainers.config_path is not supported",
                               "use --kata-config or KATA_CONF_FILE")
-        settings.annotate(annotations, kata1.ANNOTATIONS, kata1.ANNOTATION_NAMES, kata1.ANNOTATION_HASHES)
+        settings.annotate(annotations, kata1.ANNOTATIONS, kata1.ANNOTATION_NAMES, kata1.ANNOTATION_HASHES,
+                          options.guest_folders)
         config = settings.config()
         check_assets(config, "" if config.image else config.initrd or options.initrd_asset)
         return config
