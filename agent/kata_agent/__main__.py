@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 
 from kata_agent import boot, devicefilter, features, log
 from kata_agent.boot import Clock
 from kata_agent.channel import Channel
 from kata_agent.linux import syscalls as sc
+from kata_agent.linux.light import signal
 from kata_agent.loop import Loop
 from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc
 from kata_agent.sandbox import Sandbox

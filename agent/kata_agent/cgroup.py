@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Callable, Iterator
 
 from kata_agent import log
 from kata_agent.errors import internal, invalid, precondition
 from kata_agent.inotify import Inotify
+from kata_agent.linux.light import signal
 from kata_agent.loop import Loop, Timer
 from kata_agent.resolve import components_ok
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
 from kata_agent import log
+from kata_agent.linux.light import deque, socket
 from kata_agent.loop import EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import ttrpc
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import signal
-import socket
 
 from kata_agent import console, hooks, identity
 from kata_agent.identity import ProcessPlan, StageError
 from kata_agent.linux import syscalls as sc
+from kata_agent.linux.light import signal, socket
 from kata_agent.rootfs import Mounts
 
 TYPE_CHECKING = False  # typing is not imported: it is slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Callable
 
 from kata_agent import devicefilter, guesthooks, log
@@ -14,6 +13,7 @@ from kata_agent.hooks import Hook
 from kata_agent.identity import ProcessPlan
 from kata_agent.launch import PerProcess
 from kata_agent.limits import Limits
+from kata_agent.linux.light import signal
 from kata_agent.mountopts import MountOptions
 from kata_agent.namespaces import Namespaces, id_map
 from kata_agent.process import Process

@@ -7,12 +7,12 @@ host asks the real one (Event.dns_query, Guest.AnswerDns).
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 
 from kata_agent import log
 from kata_agent.errors import internal, invalid
 from kata_agent.events import Events
+from kata_agent.linux.light import socket
 from kata_agent.loop import EPOLLIN, Loop, Timer
 from kata_agent.protocol import guest_pb2
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-
+from kata_agent.linux.light import deque
 from kata_agent.protocol import agent_pb2, guest_pb2
 from kata_agent.server import Call
 

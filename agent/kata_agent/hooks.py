@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Sequence
 
 from kata_agent.identity import StageError
 from kata_agent.linux import syscalls as sc
+from kata_agent.linux.light import signal
 
 _MAX_OUTPUT = 4096  # bytes of stderr that go into an error
 

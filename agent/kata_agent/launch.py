@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 from collections.abc import Callable
 
 from kata_agent import child, log
 from kata_agent.child import ChildPlan
 from kata_agent.errors import AgentError
 from kata_agent.linux import syscalls as sc
+from kata_agent.linux.light import signal, socket
 from kata_agent.loop import EPOLLIN, Loop, Timer
 from kata_agent.protocol import codes
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import heapq
 import os
 import select
-import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT
 
 from kata_agent import log
+from kata_agent.linux.light import deque, signal
 
 __all__ = ["EPOLLERR", "EPOLLET", "EPOLLHUP", "EPOLLIN", "EPOLLOUT", "Loop", "Timer"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from kata_agent.launch import PerProcess, set_oom_score
 from kata_agent.linux import syscalls as sc
+from kata_agent.linux.light import signal
 from kata_agent.loop import Loop
 
 TYPE_CHECKING = False  # typing is not imported: it is slow

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from kata_agent.errors import AgentError
+from kata_agent.linux.light import deque
 from kata_agent.loop import EPOLLIN, EPOLLOUT, Loop
 from kata_agent.protocol import codes
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import Callable
 
 from kata_agent import log
+from kata_agent.linux.light import socket
 from kata_agent.loop import EPOLLIN, Loop, Timer
 
 _NETLINK_KOBJECT_UEVENT = 15

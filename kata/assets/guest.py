@@ -52,10 +52,35 @@ ENCODINGS = (
 LINKED_FOR_NOTHING = ("libstdc++.so.6", "libgcc_s.so.1")
 
 #: Parts of protobuf that only its pure Python implementation needs, or that format text: with the C extension they
-#: are imported and never used, which would take a third of a second of every boot.  What they contain instead:
+#: are imported and never used, which would take a third of a second of every boot.  The others choose between the two
+#: implementations, warn, lock and check versions, and bring ``enum``, ``threading`` and ``warnings`` for that: another
+#: third.  What they contain instead:
 HOLLOW = {
     "internal/python_message.py": "", "internal/python_edition_defaults.py": "", "descriptor_database.py": "",
     "text_encoding.py": "", "internal/well_known_types.py": "WKTBASES = {}\n",
+    "internal/api_implementation.py": "from google._upb import _message as _c_module\ndef Type(): return 'upb'\n",
+    "descriptor.py": "from google._upb._message import FileDescriptor\n_USE_C_DESCRIPTORS = True\n",
+    "descriptor_pool.py": "from google._upb._message import default_pool\ndef Default(): return default_pool\n",
+    "message_factory.py": "def GetMessageClass(descriptor): return descriptor._concrete_class\n",
+    "symbol_database.py": "def Default(): pass\n",
+    # Messages and this module are of one version (protobuf_version), and the host has checked it.
+    "runtime_version.py": "class Domain: PUBLIC = 0\ndef ValidateProtobufRuntimeVersion(*_): pass\n",
+    "internal/builder.py": """
+from google._upb._message import MessageMeta
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
+def build(message, module):
+    content = {name: build(nested, module) for name, nested in message.nested_types_by_name.items()}
+    return MessageMeta(message.name, (Message,), content | {"DESCRIPTOR": message, "__module__": module})
+def BuildMessageAndEnumDescriptors(file, module): pass
+def BuildTopDescriptorsAndMessages(file, name, module):
+    for enum in file.enum_types_by_name.values():
+        module[enum.name] = EnumTypeWrapper(enum)
+        for value in enum.values:
+            module[value.name] = value.number
+    for message in file.message_types_by_name.values():
+        module[message.name] = build(message, name)
+""",
 }  # fmt: skip
 
 DIRECTORIES = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable
-from functools import cache
 
 from kata_agent.linux import syscalls
 from kata_agent.linux.syscalls import _check, _libc
@@ -44,11 +43,16 @@ def to_names(mask: int) -> list[str]:
     return [name for number, name in enumerate(NAMES) if mask >> number & 1]
 
 
-@cache
+_last_cap = -1
+
+
 def last_cap() -> int:
     """Highest capability number this kernel has."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        return int(file.read())
+    global _last_cap
+    if _last_cap < 0:
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+            _last_cap = int(file.read())
+    return _last_cap
 
 
 def capget(pid: int = 0) -> tuple[int, int, int]:

@@ -8,9 +8,10 @@ addresses are ``aa:bb:cc:dd:ee:ff``, times are not used.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterator
+
+from kata_agent.linux.light import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 from collections.abc import Callable
 
 from kata_agent.linux import netlink as nl
+from kata_agent.linux.light import socket
 from kata_agent.linux.netlink import Address, Event, Link, Message, Neighbour, Route
 
 TYPE_CHECKING = False  # typing is not imported: it is slow

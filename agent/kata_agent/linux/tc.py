@@ -7,11 +7,11 @@ Only the ``ingress`` queueing discipline, the ``u32`` classifier and the
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from typing import NamedTuple
 
 from kata_agent.linux import netlink as nl
+from kata_agent.linux.light import socket
 from kata_agent.linux.rtnl import Rtnl
 
 ETH_P_ALL = 0x0003
