@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from kata.config import Settings, document
@@ -59,4 +60,6 @@ def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
             os.fsync(f.fileno())
         os.rename(aside, target)
     except OSError as e:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
         raise HostError(f"cannot write {path}: {e.strerror}", "run as root") from e

@@ -6,15 +6,19 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
+import threading
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from kata import OCI_VERSION, __version__, state
+from kata import OCI_VERSION, __version__, flavors, state
 from kata.build import COMMIT
 from kata.cli import main, merged
+from kata.config import hostfile
+from kata.errors import HostError
 
 PROGRAMS = {"kata-runtime": "unified", "cc-runtime": "clear", "runv": "runv"}
 KATA_VERSION = f"{{program}}  : {__version__}\n   commit   : {COMMIT}\n   OCI specs: {OCI_VERSION}\n"
@@ -180,6 +184,54 @@ def test_a_broken_default_can_be_mended(tmp_path: Path) -> None:
     host.write_text("[runtime]\ndefault_flavor = \"gone\"\n")
     assert answer("kata", ["state", "x"], tmp_path) == (1, "kata: Container ID (x) does not exist\n")
     assert answer("kata", ["flavor", "set", "unified"], tmp_path)[0] == 0
+
+
+def test_who_reads_the_hosts_file_meanwhile_sees_a_whole_one(tmp_path: Path) -> None:
+    path = str(tmp_path / "host.toml")
+    done = threading.Event()
+
+    def write() -> None:
+        try:
+            for name in ("clear", "runv", "unified") * 4:
+                hostfile.write(path, {("runtime", "default_flavor"): name})
+        finally:
+            done.set()
+
+    hostfile.write(path, {("runtime", "default_flavor"): "clear"})
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert flavors.host(path).default_flavor in ("clear", "runv", "unified")
+    writer.join()
+    assert os.listdir(tmp_path) == ["host.toml"]
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "host.toml"
+    with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")), \
+            pytest.raises(HostError, match="cannot write .*No space left"):
+        hostfile.write(str(path), {("runtime", "default_flavor"): "clear"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_states_that_are_newer_or_of_a_flavor_that_is_gone(stopped: Path) -> None:
+    """One is refused with its version, the other is driven; the rest notices neither."""
+    record = json.loads((stopped / "c/state.json").read_text())
+    for id, changes in {"newer": {"version": 99}, "old": {"flavor": "gone", "backend": "kata_gone:Gone"}}.items():
+        (stopped / id).mkdir()
+        state.write_json(f"{stopped}/{id}/state.json", {**record, "id": id, **changes})
+
+    def ask(*words: str) -> tuple[int, str]:
+        return answer("kata", ["--root", str(stopped), *words], stopped)
+
+    for verb in ("state", "start", "kill", "delete"):
+        code, text = ask(verb, "newer")
+        assert code == 1 and "version 99" in text and "Traceback" not in text, text
+    assert ask("state", "c")[0] == 0 and ask("state", "old")[0] == 0
+    text = ask("list")[1]
+    assert "version 99" in text and {line.split()[0] for line in text.splitlines()} >= {"c", "old"}
+    text = ask("flavor")[1]
+    assert "version 99" in text and re.search(r"^gone +not installed +old$", text, re.MULTILINE), text
 
 
 def test_a_broken_host_file_keeps_nobody_from_driving(stopped: Path) -> None:
