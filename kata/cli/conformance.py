@@ -68,7 +68,13 @@ def _run(flavors: str, runtimes: Sequence[str], reference: str, jobs: int, suite
     cases = _cases(suite, patterns)
     progress = Progress(len(cases) * len(subjects))
     runner = Runner(subjects, base, cases, jobs, progress)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C: engines and machines are ended
+
+    def interrupt(number: int, frame: object) -> None:
+        runner.stop.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # engines and machines are ended by both
+        signal.signal(number, interrupt)
     try:
         record = runner.run()
     finally:
