@@ -209,7 +209,7 @@ def test_who_reads_the_hosts_file_meanwhile_sees_a_whole_one(tmp_path: Path) -> 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "host.toml"
     with mock.patch("os.fsync", side_effect=OSError(28, "No space left on device")), \
-            pytest.raises(HostError, match="cannot write .*No space left"):
+            pytest.raises(HostError, match=r"cannot write .*No space left"):
         hostfile.write(str(path), {("runtime", "default_flavor"): "clear"})
     assert os.listdir(tmp_path) == []
 
