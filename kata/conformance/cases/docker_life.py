@@ -236,7 +236,7 @@ def pause(d: DockerSubject) -> Seen:
             d("unpause", d.box).ok()
         seen = ticks.expect("").count("tick")
         again = ticks.expect("tick", seen + 2).count("tick") > seen
-    d.sh(d.box, "pkill -f usleep; true")
+    d.sh(d.box, "pkill -f '[e]cho tick'; true")
     return {"status": status, "refused": refused, "silent": silent, "running": d.state(d.box)["Status"], "again": again}
 
 
