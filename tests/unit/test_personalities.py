@@ -217,7 +217,9 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
 def test_states_that_are_newer_or_of_a_flavor_that_is_gone(stopped: Path) -> None:
     """One is refused with its version, the other is driven; the rest notices neither."""
     record = json.loads((stopped / "c/state.json").read_text())
-    for id, changes in {"newer": {"version": 99}, "old": {"flavor": "gone", "backend": "kata_gone:Gone"}}.items():
+    other: dict[str, dict[str, object]] = {
+        "newer": {"version": 99}, "old": {"flavor": "gone", "backend": "kata_gone:Gone"}}
+    for id, changes in other.items():
         (stopped / id).mkdir()
         state.write_json(f"{stopped}/{id}/state.json", {**record, "id": id, **changes})
 
