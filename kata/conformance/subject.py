@@ -64,7 +64,11 @@ def differences(module: str) -> list[dict[str, Any]]:
     """
     place = f"{module.partition('.')[0]}.{DECLARES}"
     own: Mapping[tuple[str, str], tuple[Any, str]] = {}
-    if importlib.util.find_spec(place):
+    try:
+        found_there = importlib.util.find_spec(place)
+    except ModuleNotFoundError:  # the flavor is one module, no package
+        found_there = None
+    if found_there:
         own = importlib.import_module(place).DIFFERENCES
     found = []
     for (case, key), (value, reason) in {**EVERY_MACHINE, **own}.items():
