@@ -136,12 +136,12 @@ def at_once(o: OciRuntime) -> Seen:
 
 @oci("exec-leaves-nothing", "exec leaves no process in the container", left=0)
 def leaves_nothing(o: OciRuntime) -> Seen:
-    count = "ls /proc | grep -c '^[0-9]'"
+    count = "echo $(ls /proc | grep -c '^[0-9]')"
     before = int(o.box.sh(count).out)
     for _ in range(5):
         o.box.exec("true").ok()
     # What ended a moment ago may not be reaped yet.
-    until(o.box, f"test $({count}) -le {before}")
+    until(o.box, f"test $(ls /proc | grep -c '^[0-9]') -le {before}")
     return {"left": max(0, int(o.box.sh(count).out) - before)}
 
 
