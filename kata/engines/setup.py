@@ -105,7 +105,7 @@ def remove(wish: Wish, say: Say) -> None:
     """
     sets, before = _sets(wish, say)
     here = engines.files(wish.sysroot, [wish.engine], wish.file)
-    wanted = {f"kata-{f}" for f in wish.flavors} or {"kata", *(f"kata-{f}" for f in flavors.PROGRAMS.values())}
+    wanted = {f"kata-{f}" for f in wish.flavors} or _all()
     found = [e for e in engines.ours(here, "") if e.name in wanted
              and (wish.file or not e.source.path.startswith("/usr/"))]  # these are a package's
     if not found:
@@ -120,7 +120,7 @@ def remove(wish: Wish, say: Say) -> None:
         for file in here:
             if mine := [e.name for e in found if e.file == file.shown]:
                 text = file.removed(mine, note.get("default", ""))
-                gone = note.get("new") == file.path and not _left(file, text, wish.sysroot)
+                gone = note.get("new") == file.path and not _left(text)
                 made.append(change(file.path, None if gone else text.encode(), sysroot=wish.sysroot))
         name = _next(sets, wish.engine)
         sets.apply(name, made, {})
@@ -136,10 +136,10 @@ def remove(wish: Wish, say: Say) -> None:
 
 def status(engine: str, sysroot: str, file: str, default_flavor: str) -> dict[str, Any]:
     """What an engine has: ``installed``, ``runtimes`` with flavor, place and what is wrong, the ``default``."""
-    here = engines.files(sysroot, [engine], file)
-    missing = [] if sysroot else [p for p in ENGINE_PROGRAMS[engine] if shutil.which(p) is None]
+    here: list[File] = []
     problems = []
     try:
+        here = engines.files(sysroot, [engine], file)
         engines.check(engine, here)
     except ConfigError as e:
         problems.append(str(e))
@@ -152,15 +152,16 @@ def status(engine: str, sysroot: str, file: str, default_flavor: str) -> dict[st
                       "problem": "" if there else "its program is missing"})
     sets = Changes(f"{sysroot}{FOLDER}")
     interrupted = [n for n in _names(sets, engine) if (s := sets.status(n)) and s.state != "applied"]
-    return {"engine": engine, "installed": not missing, "default": engines.default_runtime(here), "runtimes": found,
-            "problems": [*problems, *(f"{n} was killed half way: the next install or remove undoes it"
-                                      for n in interrupted)]}
+    problems += [f"{n} was killed half way: the next install or remove undoes it" for n in interrupted]
+    return {"engine": engine, "installed": bool(sysroot) or not _missing(engine),
+            "default": engines.default_runtime(here), "runtimes": found, "problems": problems}
 
 
 # --- what is asked for --------------------------------------------------------------------
 
 
 def _all() -> set[str]:
+    """Names of all runtimes that this verb makes."""
     return {"kata", *(f"kata-{f}" for f in flavors.PROGRAMS.values())}
 
 
@@ -185,13 +186,16 @@ def _ready(wish: Wish) -> None:
     """:raise HostError: the engine is not installed, or does not run and so proves nothing."""
     if wish.sysroot:
         return
-    missing = [p for p in ENGINE_PROGRAMS[wish.engine] if shutil.which(p) is None]
-    if missing:
+    if missing := _missing(wish.engine):
         raise HostError(f"{wish.engine} is not installed: {' and '.join(missing)} not found in PATH",
                         "install it; --sysroot DIR prepares a system that is not this one")
     if wish.verify and wish.engine == "docker" and not _docker(wish)[0]:
         raise HostError("docker does not run, so it can prove nothing",
                         "start it, or --no-verify; --pidfile says where it wrote its process id")
+
+
+def _missing(engine: str) -> list[str]:
+    return [p for p in ENGINE_PROGRAMS[engine] if shutil.which(p) is None]
 
 
 def _docker(wish: Wish) -> tuple[int, str]:
@@ -240,7 +244,7 @@ def _overridden(here: Sequence[File], target: File, programs: Mapping[str, str],
                               f"{target.shown}", "remove it there, or name that file with --file")
 
 
-def _left(file: File, text: str, sysroot: str) -> bool:
+def _left(text: str) -> bool:
     """Whether a file that this program made says anything more than it had put there."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("[")]
     return not all(line in ("{}", "version = 2") for line in lines)
@@ -302,6 +306,9 @@ def _tell(wish: Wish, target: File | None, programs: Mapping[str, str], say: Say
     """The engine checks its file and reads it again."""
     if wish.sysroot:
         say(f"{wish.engine}: not told, since {wish.sysroot} is not this system")
+        return
+    if _missing(wish.engine):  # only removing comes so far
+        say(f"{wish.engine}: not told, since it is not installed")
         return
     path = target.path if target is not None else ""
     match wish.engine:

@@ -190,6 +190,7 @@ def test_the_roadmap_knows_who_asks_for_a_flavor(host: Path) -> None:
     found, problems = roadmap.engine_entries("", str(host))
     assert found == {"clear": [f"{host}{DOCKER}:2"], "runv": [f"{host}{CONTAINERD}:9"]}
     assert problems == [f"{host}{CRIO}: crio is no table"]
+    assert "not installed" not in (said := engine(host, "status")) and problems[0] in said and "kata-runv" in said
 
 
 def test_wrong_wishes(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +213,11 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert main(["engine", "install", name, "--file", str(file)]) == 1
         assert f"{name} is not installed: " in capsys.readouterr().err
     assert not file.exists()
+    file.write_text('{"runtimes": {"kata": {"path": "/usr/bin/kata"}, "own": {"path": "/o"}}}')
+    monkeypatch.setattr("kata.engines.setup.FOLDER", str(tmp_path / "changes"))
+    assert main(["engine", "remove", "docker", "--file", str(file)]) == 0
+    assert "not told, since it is not installed" in capsys.readouterr().out
+    assert file.read_text() == '{"runtimes": {"own": {"path": "/o"}}}'
 
 
 def test_a_refused_reload_takes_all_back(host: Path, monkeypatch: pytest.MonkeyPatch,
