@@ -122,7 +122,8 @@ def report(document: Document, everything: bool = False) -> list[str]:
     """The whole report."""
     verdicts = compare.judge(document)
     lines = matrix(document, verdicts, everything)
-    for part in (details(document, verdicts, (*compare.FINDINGS, DEVIATES)), totals(document, verdicts), measures(document)):
+    told = details(document, verdicts, (*compare.FINDINGS, DEVIATES))
+    for part in (told, totals(document, verdicts), measures(document)):
         if part:
             lines += ["", *part]
     stale = compare.stale(document, verdicts)
