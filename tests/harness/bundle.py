@@ -8,55 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-#: What docker gives a container.
-DEFAULT_CAPS = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
-]  # fmt: skip
+from kata.conformance.engines import oci as conformance
+from kata.conformance.engines.oci import PATH, SLEEPER
 
-PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-#: A first process that ends when told to; without handlers pid 1 ignores TERM.
-SLEEPER = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"
+__all__ = ["PATH", "SLEEPER", "Bundle", "default_config"]
 
 
 def default_config(*args: str) -> dict[str, Any]:
-    """A container like the one `docker run` asks for."""
-    nodev = ["nosuid", "noexec", "nodev"]
-    return {
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": False,
-            "user": {"uid": 0, "gid": 0},
-            "args": list(args) or ["/bin/sh", "-c", SLEEPER],
-            "env": [PATH, "TERM=xterm"],
-            "cwd": "/",
-            "capabilities": {k: list(DEFAULT_CAPS) for k in ("bounding", "effective", "permitted")},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
-            "noNewPrivileges": False,
-        },
-        "root": {"path": "rootfs", "readonly": False},
-        "hostname": "guest",
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": list(nodev)},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-             "options": [*nodev, "mode=1777", "size=65536k"]},
-            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": list(nodev)},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*nodev, "ro"]},
-            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
-             "options": [*nodev, "relatime", "ro"]},
-        ],
-        "linux": {
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [{"type": t} for t in ("pid", "network", "ipc", "uts", "mount")],
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-        },
-    }  # fmt: skip
+    """A container like the one `docker run` asks for; without ``args`` it sleeps until it is told to end."""
+    return conformance.default_config(*(args or ("/bin/sh", "-c", SLEEPER)))
 
 
 class Bundle:

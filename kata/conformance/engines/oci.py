@@ -53,7 +53,7 @@ def default_config(*args: str) -> dict[str, Any]:
             mount("/proc", "proc", *NODEV),
             mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
             mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-            mount("/dev/shm", "tmpfs", *NODEV, "mode=1777", "size=65536k"),
+            {**mount("/dev/shm", "tmpfs", *NODEV, "mode=1777", "size=65536k"), "source": "shm"},
             mount("/dev/mqueue", "mqueue", *NODEV),
             mount("/sys", "sysfs", *NODEV, "ro"),
             mount("/sys/fs/cgroup", "cgroup", *NODEV, "relatime", "ro"),
