@@ -107,10 +107,10 @@ def test_run(docker: Docker, once: Once) -> None:
 
 
 @pytest.mark.vm_only
-def test_template_is_read_only(docker: Docker, start: Start, tag: str) -> None:
+def test_template_is_read_only(docker: Docker, start: Start) -> None:
     """QEMU 10 cannot write to the memory that all clones of a template begin with."""
     full_id = docker("inspect", "--format", "{{.Id}}", start()).ok().out
-    (qemu,) = [pid for pid, words in tagged([tag]) if f"-name sandbox-{full_id[:12]}," in words]
+    (qemu,) = [pid for pid, words in tagged([f"sandbox-{full_id[:12]},"]) if "rom=off" in words]
     fds = [fd.name for fd in Path(f"/proc/{qemu}/fd").iterdir() if os.readlink(fd).endswith("/memory")]
     flags = [line.split()[1] for fd in fds for line in Path(f"/proc/{qemu}/fdinfo/{fd}").read_text().splitlines()
              if line.startswith("flags:")]
