@@ -134,7 +134,9 @@ def stale(document: Document, verdicts: Mapping[str, Mapping[str, Verdict]]) -> 
     for subject, entries in document["declared"].items():
         for entry in entries:
             ran = [of[subject] for case, of in verdicts.items()
-                   if subject in of and fnmatchcase(case, entry["case"]) and of[subject].verdict != SKIPPED]
+                   if subject in of and fnmatchcase(case, entry["case"]) and of[subject].verdict != SKIPPED
+                   # A value that was compared with nothing but itself tells nothing.
+                   and not any(v.key == entry["key"] and v.by == subject for v in of[subject].values)]
             met = any(v.verdict == DOCUMENTED and (entry["key"] == WHOLE or any(
                 value.key == entry["key"] and value.verdict == DOCUMENTED for value in v.values)) for v in ran)
             if ran and not met:

@@ -96,6 +96,9 @@ def test_a_declaration_that_nothing_meets_is_told() -> None:
     for subject, left in ((1, [("mine", "oci/*", "key")]), (2, [])):
         made = document(1, 1, subject, 2)
         assert compare.stale(made, compare.judge(made)) == left
+    alone = document(NOTHING, 1, 1, 2, base="")
+    alone["subjects"] = [{"name": "mine"}]
+    assert compare.stale(alone, compare.judge(alone)) == []
 
 
 def test_subjects_of_two_runs_are_paired() -> None:
