@@ -7,8 +7,8 @@ from typing import Any
 
 from kata.conformance.case import Seen, case
 from kata.conformance.cases.docker_fixtures import MEMORY, fetch
-from kata.conformance.engines.containerd import SLEEP
 from kata.conformance.engines.cri import CONTAINER, EXITED, NODE, RUNNING, Cri, Pod
+from kata.conformance.engines.host import SLEEP
 from kata.conformance.engines.sections import script, sections, status
 from kata.conformance.shared import shared
 from kata.errors import KataError

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from kata.conformance.case import Skip
 from kata.conformance.engines import host
-from kata.conformance.engines.docker import IMAGE, SLEEP, Docker, DockerRuntime
+from kata.conformance.engines.docker import IMAGE, Docker, DockerRuntime
+from kata.conformance.engines.host import SLEEP
 from kata.conformance.engines.sections import cgroup, script, sections, status
 from kata.conformance.shared import shared
 

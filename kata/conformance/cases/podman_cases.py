@@ -7,7 +7,8 @@ from functools import partial
 
 from kata.conformance.case import Seen, case
 from kata.conformance.cases.docker_fixtures import fetch
-from kata.conformance.engines.podman import IMAGE, SLEEP, PodmanRuntime
+from kata.conformance.engines.host import SLEEP
+from kata.conformance.engines.podman import IMAGE, PodmanRuntime
 from kata.conformance.engines.sections import cgroup, script, sections, status
 from kata.conformance.shared import shared
 

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from kata.conformance.engines import host
-from kata.conformance.engines.host import CLIENT, Daemon, NetworkNamespace, Output
+from kata.conformance.engines.host import CLIENT, SLEEP, Daemon, NetworkNamespace, Output
 from kata.errors import HostError
 
 CONFIG = """\
@@ -25,8 +25,6 @@ disabled_plugins = [
   address = "{address}.ttrpc"
 {more}
 """
-#: Runs until it is told to end, by TERM at once.
-SLEEP = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 
 
 class Containerd:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from kata.conformance.engines import host
-from kata.conformance.engines.containerd import SLEEP, Containerd
+from kata.conformance.engines.containerd import Containerd
 from kata.conformance.engines.cri_messages import decode, encode
-from kata.conformance.engines.host import CLIENT, NetworkNamespace
+from kata.conformance.engines.host import CLIENT, SLEEP, NetworkNamespace
 from kata.conformance.engines.oci_image import write_image
 from kata.errors import HostError
 from kata.transport.grpc_gate import GrpcClient
@@ -81,7 +81,7 @@ class Cri:
         programs, networks = self.folder / "runtimes", self.folder / "net.d"
         for path in (programs, networks, self.data):
             path.mkdir(parents=True, exist_ok=True)
-        (networks / "conformance.conflist").write_text(json.dumps({**NETWORK, "cniVersion": "0.4.0"}))
+        (networks / "conformance.conflist").write_text(json.dumps(NETWORK))
         config = CONFIG.format(image=IMAGE, cni=cni, folder=self.folder) + "".join(
             RUNTIME.format(name=name, program=host.wrapper(programs, name, argv), folder=self.folder)
             for name, argv in self._runtimes.items())

@@ -12,12 +12,10 @@ from typing import Any
 
 from kata.conformance.engines import host
 from kata.conformance.engines.containerd import Containerd
-from kata.conformance.engines.host import CLIENT, Daemon, NetworkNamespace, Output, Stream
+from kata.conformance.engines.host import CLIENT, SLEEP, Daemon, NetworkNamespace, Output, Stream
 from kata.errors import HostError
 
 IMAGE = "busybox:conformance"
-#: Runs until it is told to end, by TERM at once.
-SLEEP = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 
 
 def runtime_name(subject: str) -> str:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import subprocess
 
 READY = 60.0  #: seconds in which a daemon answers
+#: Shell: runs until it is told to end, by TERM at once.
+SLEEP = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 CLIENT = 120.0  #: seconds in which a client's command ends; emulated machines on a busy host are slow
 
 FOLDERS = ("bin", "dev", "etc", "home/user", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp")

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kata.conformance.engines import host
-from kata.conformance.engines.host import CLIENT, NetworkNamespace, Output, Stream
+from kata.conformance.engines.host import CLIENT, SLEEP, NetworkNamespace, Output, Stream
 from kata.errors import HostError
 
 IMAGE = "localhost/busybox:conformance"
-#: Runs until it is told to end, by TERM at once.
-SLEEP = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 
 #: podman's own limits are more than a host without CAP_SYS_RESOURCE can give.
 CONFIG = """\
