@@ -259,7 +259,7 @@ WANTED = {"memory": str(128 * MIB), "reservation": str(64 * MIB), "pids": "50", 
 def limits(c: Container) -> dict[str, Any]:
     """The limits of a container's own cgroup, as it sees them."""
     got: dict[str, Any] = sections(c.sh(script(**LIMITS)).ok().stdout)
-    got["shares"] = round(int(got["shares"]) / 32) * 32  # a weight is coarser than shares
+    got["shares"] = round(int(got["shares"]) / 64) * 64  # a weight is coarser than shares
     got["quota"] = "none" if got["quota"][:2] in ("-1", "ma") else got["quota"]
     return got
 
