@@ -117,9 +117,10 @@ def test_search_order(tmp_path: Path) -> None:
     assert (found.initrd, found.firmware) == (f"{tmp_path}/rootfs/boot/hyper-initrd.img",
                                               f"{tmp_path}/rootfs/boot/bios.bin")
     assert plan(made, kernel="/etc/hostname").machine.kernel == "/etc/hostname"
-    asked = bundle(tmp_path, env=["hypervisor.kernel=/etc/security/limits.conf", "hypervisor.initrd=/etc/security/pam_env.conf"])
+    kernel, initrd = "/etc/security/limits.conf", "/etc/security/pam_env.conf"
+    asked = bundle(tmp_path, env=[f"hypervisor.kernel={kernel}", f"hypervisor.initrd={initrd}"])
     found = plan(asked, kernel="/etc/hostname").machine
-    assert (found.kernel, found.initrd) == ("/etc/security/limits.conf", "/etc/security/pam_env.conf")
+    assert (found.kernel, found.initrd) == (kernel, initrd)
 
 
 def test_links_in_a_root_are_not_followed(tmp_path: Path) -> None:
