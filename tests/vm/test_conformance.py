@@ -16,7 +16,7 @@ from harness.proc import Result, run
 pytestmark = pytest.mark.vm_only
 
 HERE = Path(__file__).resolve().parents[2]
-#: Unified, but: the exit code is another, umask is not applied, and pause stops nothing that it should.
+#: Unified, but: the umask is another, and every exit code that is not 0 is 9.
 BROKEN = '''\
 import copy
 
