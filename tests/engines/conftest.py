@@ -17,13 +17,22 @@ from harness.runtime import Runtime
 _numbers = itertools.count(1)
 
 
+def host_file(run_dir: Path) -> Path:
+    """What the runtime "phased" takes for /etc/kata/host.toml."""
+    return run_dir / "host.toml"
+
+
 @pytest.fixture(scope="session")
 def dockerd(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, rootfs: Path) -> Iterator[Docker]:
     """A private dockerd whose default runtime is the one under test."""
     if shutil.which("dockerd") is None:
         pytest.skip("dockerd is not installed")
     kata = Path(runtime.path)
+    phased = run_dir / "phased"  # cc-runtime on a host whose file is a test's own
+    phased.write_text(f'#!/bin/sh\nKATA_HOST_FILE={host_file(run_dir)} exec {kata.with_name("cc-runtime")} "$@"\n')
+    phased.chmod(0o755)
     others = {
+        "phased": [str(phased)],
         "cc-runtime": [str(kata.with_name("cc-runtime"))], "runv": [str(kata.with_name("runv"))],
         "clear-by-option": [str(kata), "--flavor", "clear"],
     } if runtime.is_vm else {}

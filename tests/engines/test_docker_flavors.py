@@ -10,8 +10,10 @@ import pytest
 from harness import leaks
 from harness.bundle import SLEEPER
 from harness.dockerd import IMAGE, Docker
+from harness.proc import run
+from harness.runtime import Runtime
 
-from .conftest import Start
+from .conftest import Start, host_file
 
 pytestmark = pytest.mark.vm_only
 
@@ -55,3 +57,36 @@ def test_exit_codes_and_errors(docker: Docker, name: str) -> None:
     assert docker("run", "--rm", "--runtime", name, IMAGE, "sh", "-c", "echo out; exit 7").fails(7).out == "out"
     missing = docker("run", "--rm", "--runtime", name, IMAGE, "/no/such/program").fails()
     assert "/no/such/program" in missing.stdout + missing.stderr, missing
+
+
+def test_the_road(docker: Docker, start: Start, runtime: Runtime, run_dir: Path) -> None:
+    """Phase 2 warns in the log alone; phase 3 refuses what is new and drives what is there; and back."""
+    def phase(number: int) -> None:
+        run(runtime.path, "roadmap", "set", str(number), env={"KATA_HOST_FILE": str(host_file(run_dir))}).ok()
+
+    def log_of(name: str) -> list[dict[str, str]]:
+        found = docker.run_dir.glob(f"**/{docker.inspect(name)['Id']}/log.json")  # made with its first line
+        return [json.loads(line) for path in found for line in path.read_text().splitlines()]
+
+    def clean() -> None:
+        said = docker("run", "--rm", "--runtime", "phased", IMAGE, "sh", "-c", "echo out; echo err >&2").ok()
+        assert (said.stdout, said.stderr) == ("out\n", "err\n")
+
+    phase(1)
+    first = start("--runtime", "phased")
+    assert not log_of(first)
+    phase(2)
+    clean()
+    second = start("--runtime", "phased")
+    [warning] = log_of(second)
+    assert warning["level"] == "warning" and "flavor clear is deprecated on this host" in warning["msg"]
+    assert "machine q35 instead of pc" in warning["msg"]
+    phase(3)
+    refused = docker("run", "--rm", "--runtime", "phased", IMAGE, "true").fails(125)
+    assert "flavor clear is retired on this host" in refused.stderr, refused
+    for name in (first, second):
+        assert docker.sh(name, "echo driven").ok().out == "driven"
+        docker("stop", "-t", "5", name).ok()
+        docker("rm", name).ok()
+    phase(1)
+    clean()
