@@ -94,6 +94,10 @@ def join(rtnl: Rtnl, interface: Interface, model: str, *, host_dns: bool = False
             else:
                 wire, fd = _join_redirect(rtnl, interface, model, host_dns, undo)
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.EBUSY):
+                raise HostError(f"interface {interface.name} belongs to another container's machine already",
+                                "a flavor that joins by the network namespace, or by the pod's annotations, "
+                                "takes both into one machine") from error
             raise HostError(f"cannot join interface {interface.name} to the machine ({model}): {error.strerror}",
                             "the kernel needs tun, and for its model sch_ingress, cls_u32 and act_mirred, "
                             "macvtap, or bridge") from error
