@@ -112,7 +112,7 @@ def _main(program: str, words: list[str]) -> int:
     from kata.personality import Personality
 
     context: Context | None = None
-    speaker, verb = Personality(), ""
+    speaker, verb, given = Personality(), "", words
     try:
         flavor = flavors.choose(_asked_flavor(words), os.environ, program)
         speaker = _speaker(flavor)
@@ -146,12 +146,12 @@ def _main(program: str, words: list[str]) -> int:
             timings.show(context)
         return code
     except KataError as e:
-        return _failed(context, speaker, program, verb, e)
+        return _failed(context or _stranded(program, given), speaker, program, verb, e)
     except BrokenPipeError:
         raise
     except Exception as e:
         # A defect of ours: where it happened goes to the log, never to a user's terminal.
-        return _defect(context, speaker, program, verb, e)
+        return _defect(context or _stranded(program, given), speaker, program, verb, e)
 
 
 def _asked_flavor(words: Sequence[str]) -> str:
@@ -227,6 +227,19 @@ def _verb(context: Context, verbs: Mapping[str, tuple[str, str]], name: str, wor
         args = full.parse_verb(context.program, name, verb, words)
     code: int = module.run(context, args)
     return code
+
+
+def _stranded(program: str, words: list[str]) -> Context | None:
+    """For the log, where an engine looks for the reason: the options of every flavor, when which one was not found."""
+    from kata import flavors
+    from kata.cli.context import Context
+    from kata.personality import Personality
+
+    try:
+        parsed = parse(OPTIONS, (), False, words, stop_at_first=True)
+        return Context(program, parsed[0], flavors.Choice(flavors.DEFAULT, ""), Personality(), "") if parsed else None
+    except KataError:
+        return None
 
 
 def _failed(context: Context | None, speaker: Personality, program: str, verb: str, error: KataError) -> int:

@@ -145,6 +145,18 @@ def test_flavor_by_option_speaks_the_same(tmp_path: Path) -> None:
         assert answer("kata", ["--root", str(tmp_path), "state", "x"], tmp_path, KATA_FLAVOR=flavor)[1] == text
     code, text = answer("runv", ["--flavor", "clear", "state", "x"], tmp_path)
     assert code == 1 and "ask for different flavors" in text
+
+
+@pytest.mark.parametrize(("program", "flavor", "says"), [
+    ("cc-runtime", "runv", "ask for different flavors"), ("kata", "clar", "did you mean 'clear'?"),
+])
+def test_an_engine_finds_what_kept_the_flavor(tmp_path: Path, program: str, flavor: str, says: str) -> None:
+    """As docker calls a runtime, its own arguments first; it shows what the log says."""
+    log = tmp_path / "log.json"
+    words = ["--flavor", flavor, "--root", str(tmp_path), "--log", str(log), "--log-format", "json", "create", "x"]
+    code, text = answer(program, words, tmp_path)
+    line = json.loads(log.read_text())
+    assert code == 1 and line["level"] == "error" and says in line["msg"] and says in text
     code, text = answer("kata", ["--flavor", "claer", "state", "x"], tmp_path)
     assert code == 1 and "unknown flavor 'claer'" in text and "'clear'" in text
 
