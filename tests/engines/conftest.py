@@ -35,6 +35,7 @@ def dockerd(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, rootfs: P
         "phased": [str(phased)],
         "cc-runtime": [str(kata.with_name("cc-runtime"))], "runv": [str(kata.with_name("runv"))],
         "clear-by-option": [str(kata), "--flavor", "clear"],
+        "contradiction": [str(kata.with_name("cc-runtime")), "--flavor", "runv"],
     } if runtime.is_vm else {}
     docker = Docker(runtime, tag, run_dir, work_dir, others=others)
     try:

@@ -27,8 +27,9 @@ def flavor_of(docker: Docker, name: str) -> str:
     for folder in leaks.SANDBOXES.iterdir():
         record = json.loads((folder / "sandbox.json").read_text())
         for id, entry in record["containers"].items():
-            state = json.loads(Path(entry["root"], id, "state.json").read_text())
-            if state["pid"] == pid:
+            file = Path(entry["root"], id, "state.json")
+            state = json.loads(file.read_text()) if file.exists() else {}  # another worker's, on its way out
+            if state.get("pid") == pid:
                 return str(state["flavor"])
     return ""
 
@@ -90,3 +91,30 @@ def test_the_road(docker: Docker, start: Start, runtime: Runtime, run_dir: Path)
         docker("rm", name).ok()
     phase(1)
     clean()
+
+
+def test_name_and_option_that_contradict(docker: Docker) -> None:
+    refused = docker("run", "--rm", "--runtime", "contradiction", IMAGE, "true").fails(125)
+    assert "--flavor runv and the program name 'cc-runtime' ask for different flavors" in refused.stderr, refused
+
+
+def test_runtimes_by_options_of_the_daemon(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path,
+                                           rootfs: Path) -> None:
+    """As a host's systemd drop-in has them (``dockerd --add-runtime``), and links are all that was installed."""
+    folder, data = run_dir / "by-options", work_dir / "by-options"
+    folder.mkdir()
+    data.mkdir()
+    options = ["--add-runtime", f"tested={runtime.path}"]
+    for name in ("cc-runtime", "runv"):
+        (folder / name).symlink_to(runtime.path)
+        options += ["--add-runtime", f"{name}={folder / name}"]
+    docker = Docker(runtime, f"{tag}o", folder, data, options=options)
+    (docker.run_dir / "daemon.json").write_text("{}")
+    try:
+        docker.start(rootfs)
+        for name in ("cc-runtime", "runv"):
+            docker("run", "-d", "--name", name, "--runtime", name, IMAGE, "sh", "-c", SLEEPER).ok()
+            assert flavor_of(docker, name) == RUNTIMES[name]
+            docker("rm", "-f", name).ok()
+    finally:
+        docker.stop()
