@@ -317,10 +317,14 @@ def sandbox_lives(directory: str) -> bool:
 
 
 def out_of_sight(directory: str) -> bool:
-    """Whether a sandbox that is running has its records on a file system that is not mounted here."""
+    """Whether a sandbox that is running has its records on a file system that is mounted for it, and not here."""
     try:
         record = state.read_json(f"{directory}/sandbox.json")
     except (FileNotFoundError, KataError):
         return False
-    there = record.get("root_id")
-    return bool(there) and sandbox_lives(directory) and state.identity(record["root"]) != there
+    root, there = record["root"], record.get("root_id")
+    for process in (record.get("proxy") or {}, record.get("qemu") or {}):  # they share their mounts
+        pid = process.get("pid", 0)
+        if there and state.alive(pid, process.get("start", 0)):
+            return bool(state.identity(root) != there == state.identity(f"/proc/{pid}/root{root}"))
+    return False

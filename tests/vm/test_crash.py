@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -331,3 +332,17 @@ def test_cleanup_leaves_what_it_cannot_see(oci: Oci) -> None:
         assert apart.stdout.readline() == "0\n"
         said = oci.verb("cleanup").ok().stdout
         assert apart.communicate("go\n", timeout=60)[0] == "lives\n0\n", said
+
+
+def test_cleanup_of_a_sandbox_without_records(oci: Oci) -> None:
+    """The root of its records was removed, not only from sight: it is nobody's."""
+    root = oci.work_dir / "removed"
+    parts = Parts(root, oci.new_id())
+    with oci.container(oci.bundle()) as c:
+        argv = [oci.runtime.path, "--root", str(root), "run", "--detach", "--bundle", str(c.bundle.path), parts.id]
+        subprocess.run(argv, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                       stderr=subprocess.DEVNULL, timeout=60, check=True)
+        shutil.rmtree(root)
+        assert parts.key in oci.verb("cleanup").ok().stdout
+    eventually("its processes to be gone", lambda: not parts.processes(), 15)
+    assert not parts.folder.exists()
