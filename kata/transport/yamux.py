@@ -300,7 +300,9 @@ class Session(asyncio.Protocol):
         self._room.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"the connection broke: {exc}" if exc else "the peer closed the connection", None)
+        # A peer that closes with something unread resets the connection: to us the same.
+        closed = exc is None or isinstance(exc, ConnectionResetError | BrokenPipeError)
+        self._end("the peer closed the connection" if closed else f"the connection broke: {exc}", None)
 
     def _end(self, reason: str, goodbye: int | None) -> None:
         if self.closed.is_set():
