@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
+#: Signals that end no process by default (signal(7)).
+_HARMLESS = frozenset((0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP,
+                       signal.SIGTTIN, signal.SIGTTOU))
 _FREEZE_TIMEOUT = 10.0  # seconds
 _REMOVE_TIMEOUT = 30.0  # seconds until everything that was killed must be gone
 _KEPT_EXECS = 64  # ended processes whose status a Kata 1.x client has got already
@@ -406,6 +409,11 @@ class Container:
         if not 0 <= signum <= signal.SIGRTMAX:
             raise AgentError(codes.INVALID_ARGUMENT, f"there is no signal {signum}")
         process = self.process(exec_id)
+        if self.state == CREATED and self.init.launch is None and (everyone or process is self.init):
+            # Its first process is made at start, and can have no handler yet.
+            if signum not in _HARMLESS:
+                self.init.end_unforked(128 + signum, self._init_ended)
+            return
         if everyone and self.cgroup.exists:
             if signum == signal.SIGKILL:
                 self.cgroup.kill()

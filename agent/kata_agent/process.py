@@ -150,6 +150,17 @@ class Process:
         self._phase = _CREATING
         self.launch.go()
 
+    def end_unforked(self, status: int, on_exit: Callable[[], None]) -> None:
+        """It ends before it was forked.
+
+        :param on_exit: as for :meth:`fork`.
+        """
+        self.stdout.close()
+        self.stderr.close()
+        self._end(status)
+        on_exit()
+        self._tell()
+
     def kill(self) -> None:
         """End it at once, in whatever phase it is."""
         if self.launch is not None and not self.exited:

@@ -376,6 +376,23 @@ def test_deferred_process(box):
     assert b.run() == (0, "late\n", "")
 
 
+@pytest.mark.parametrize("everyone", [False, True])
+def test_a_signal_before_the_process_is_made(box, everyone):
+    """What it does by default: the process can have no handler."""
+    b = box("echo", "late")
+    b.extras.defer_process = True
+    b.create()
+    name = "" if everyone else b.id
+    b.client.SignalProcess(container_id=b.id, exec_id=name, signal=17)  # SIGCHLD
+    assert b.client.guest.ListAll().containers[0].state == "created"
+    b.client.SignalProcess(container_id=b.id, exec_id=name, signal=15)
+    assert b.client.guest.ListAll().containers[0].state == "stopped"
+    assert b.finish(None) == (128 + 15, "", "")
+    with pytest.raises(RpcError) as info:
+        b.start()
+    assert info.value.code == codes.FAILED_PRECONDITION
+
+
 def test_start_hooks(box):
     b = box("cat", "/tmp/log")
     b.extras.state_json = '{"id":"x"}'
