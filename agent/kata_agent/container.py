@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
 #: Signals that end no process by default (signal(7)).
-_HARMLESS = frozenset((0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP, signal.SIGTSTP,
-                       signal.SIGTTIN, signal.SIGTTOU))
+_HARMLESS = frozenset((0, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP,
+                       signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 _FREEZE_TIMEOUT = 10.0  # seconds
 _REMOVE_TIMEOUT = 30.0  # seconds until everything that was killed must be gone
 _KEPT_EXECS = 64  # ended processes whose status a Kata 1.x client has got already
