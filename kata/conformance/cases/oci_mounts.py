@@ -39,7 +39,9 @@ DEFAULT = Look("default mounts", {
     "cgroup": attempt("mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x"),
     "masked": "for f in kcore keys timer_list; do head -c 1 /proc/$f 2>/dev/null | wc -c; done;"
               " ls /sys/firmware | wc -l",
-    "readonly": refusal("echo 1 > /proc/sys/kernel/domainname"), "sysrq": refusal("echo h > /proc/sysrq-trigger"),
+    "readonly": refusal("echo 1 > /proc/sys/kernel/domainname"),
+    # A kernel without it has nothing to protect.
+    "sysrq": f"test -e /proc/sysrq-trigger || echo {READ_ONLY}; " + refusal("echo h > /proc/sysrq-trigger"),
     "root": "touch /x && stat -c '%u %g %a' /x; stat -c '%a %u' / /tmp /root /home/user", "root_rw": options_of("/"),
     "links": "for l in fd stdin stdout stderr; do readlink /dev/$l; done",
     "devices": "for d in null zero full random urandom tty; do stat -c '%n %F %a %t,%T' /dev/$d; done",
@@ -58,10 +60,10 @@ DEFAULT.case("mounts-shm", "mounts: /dev/shm has the size and mode asked for", s
 DEFAULT.case("mounts-mqueue", "mounts: a message queue file system", mqueue="1")
 DEFAULT.case("mounts-sys-readonly", "mounts: sysfs read-only", sys=f"{READ_ONLY}\nnodev noexec nosuid relatime ro")
 DEFAULT.case("mounts-cgroup-readonly", "mounts: cgroups cannot be changed from inside", cgroup="refused")
-DEFAULT.case("mounts-nothing-of-the-host", "no path of the host shows among the mounts", "host")
+DEFAULT.case("mounts-nothing-of-the-host", "no path of the host shows among the mounts", host="0")
 DEFAULT.case("linux-masked-default", "linux.maskedPaths: files are empty and folders too", masked="0\n0\n0\n0")
-DEFAULT.case("linux-readonly-default", "linux.readonlyPaths: sysctls and sysrq cannot be written", "sysrq",
-             readonly=READ_ONLY)
+DEFAULT.case("linux-readonly-default", "linux.readonlyPaths: sysctls and sysrq cannot be written",
+             sysrq=READ_ONLY, readonly=READ_ONLY)
 DEFAULT.case("root-writable", "root: what the bundle holds, with owners and modes, and writable", "root_rw",
              root="0 0 644\n755 0\n1777 0\n700 0\n755 1000")
 DEFAULT.case("linux-devices-default", "default devices: names, modes, numbers",
