@@ -23,6 +23,10 @@ EVERY_MACHINE: dict[tuple[str, str], tuple[Any, str]] = {
     ("docker/run-kernel", "kernel"): ("its own", "a machine has a kernel of its own: that is what it is for"),
     ("*/network-host", "result"): ("refused by name", "a machine has interfaces of its own, never the host's"),
     ("cri/host-network", "result"): ("refused by name", "a machine has interfaces of its own, never the host's"),
+    ("docker/join-pid", "result"): (
+        "refused by name", "a container joins another's machine by pod annotations or its network, not by it"),
+    ("docker/join-ipc", "result"): (
+        "refused by name", "a container joins another's machine by pod annotations or its network, not by it"),
     ("docker/top", "children"): (
         False, "docker lists the host's processes: one for each that an engine started; `kata ps` lists the guest's"),
     ("docker/stats", "limit"): (

@@ -19,6 +19,4 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/verb-spec", "*"): (..., "cc-runtime had no spec; `kata spec` does it"),
     ("docker/update", "*"): (..., "cc-runtime had no update; the flavor unified has it"),
     ("cri/memory-update", "*"): (..., "cc-runtime had no update; the flavor unified has it"),
-    ("docker/join-pid", "result"): ("refused by name", "cc-runtime joined a machine by pod annotations only"),
-    ("docker/join-ipc", "result"): ("refused by name", "cc-runtime joined a machine by pod annotations only"),
 }
