@@ -21,10 +21,10 @@ def tag() -> str:
 
 def sweep(run: Path = Path("/run"), data: Path = Path("/var/tmp"), proc: Path = Path("/proc")) -> list[str]:
     """End the processes of runs that are over; undo their mounts, namespaces, cgroups and folders.  Their tags."""
-    names = {entry for folder in (run, data) for entry in os.listdir(folder)}
-    stale = [n for n in sorted(names) if (m := _TAG.match(n)) and not (proc / m[1]).exists()]
+    # Only root makes names in /run; in /var/tmp, where anybody does, such a name alone says nothing.
+    stale = [n for n in sorted(os.listdir(run)) if (m := _TAG.match(n)) and not (proc / m[1]).exists()]
     for name in stale:
-        folders = [run / name, data / name]
+        folders = [data / name, run / name]  # the latter last: it tells that there is something left
         for line in host.processes([f"{folder}/" for folder in folders] + [f"{name}-"]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line.split()[0]), signal.SIGKILL)

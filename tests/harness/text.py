@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
+from kata.conformance.engines.sections import script, sections, status
 
-def sections(output: str) -> dict[str, str]:
-    """Split at lines ``@@name``; each section without white space at its ends."""
-    found: dict[str, list[str]] = {}
-    current: list[str] = []
-    for line in output.splitlines():
-        if line.startswith("@@"):
-            current = found.setdefault(line[2:].strip(), [])
-        else:
-            current.append(line)
-    return {name: "\n".join(lines).strip() for name, lines in found.items()}
-
-
-def script(**commands: str) -> str:
-    """A shell script whose output :func:`sections` splits; failures are shown, not fatal."""
-    return "\n".join(f"echo '@@{name}'; {{ {command}\n}} 2>&1; echo" for name, command in commands.items())
+__all__ = ["compare", "mask", "script", "sections", "status"]
 
 
 def compare(got: dict[str, str], expected: dict[str, object]) -> None:
@@ -36,8 +23,3 @@ def compare(got: dict[str, str], expected: dict[str, object]) -> None:
 def mask(bits: int) -> str:
     """A capability set as /proc shows it."""
     return f"{bits:016x}"
-
-
-def status(field: str) -> str:
-    """Shell: a field of /proc/self/status."""
-    return f"sed -n 's/^{field}:[[:space:]]*//p' /proc/self/status"
