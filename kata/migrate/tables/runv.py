@@ -97,7 +97,7 @@ BEHAVIOURS = (
     Behaviour("guest files", "hypervisor.{kernel,initrd,bios,cbfs} in process.env, ROOTFS/boot, BUNDLE/boot, BUNDLE",
               "are not looked for", "an image cannot choose the kernel of its machine",
               "kernel and initrd in a configuration of its own (--kata-config), or the annotations "
-              "io.katacontainers.config.hypervisor.{kernel,initrd} with enable_annotations",
+              "io.katacontainers.config.hypervisor.{kernel,initrd} with enable_annotations and guest_folders",
               ("sandbox.machine.kernel", "sandbox.machine.initrd", "sandbox.machine.firmware", "container.warnings")),
     Behaviour("joining a machine", "by CRI-O's SandboxName, or the network namespace",
               "by the sandbox id of containerd, CRI-O and dockershim, or the network namespace",
