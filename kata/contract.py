@@ -57,6 +57,7 @@ class RuntimeConfig(Record):
     kernel: str = ""  #: path; "" = the selected kernel of the asset store
     initrd: str = ""  #: path; "" with no image = the store's initrd
     image: str = ""  #: path of a root image; excludes ``initrd``
+    disable_image_nvdimm: bool = False  #: the image is a virtio disk, though it could be an NVDIMM
     firmware: str = ""
     kernel_params: tuple[str, ...] = ()
     machine_type: str = "q35"
@@ -149,6 +150,8 @@ class MachinePlan(Record):
     entropy_source: str
     tcg_cache: int  #: translation cache, MiB
     debug: bool
+    nvdimm: int = 0  #: bytes of the image, which is an NVDIMM; 0 = it is a virtio disk
+    image_offset: int = 0  #: of a virtio disk: bytes of the file before its first
 
 
 class SandboxPlan(Record):
@@ -171,6 +174,7 @@ class SandboxPlan(Record):
     kernel_modules: tuple[str, ...]
     cgroup_only: bool  #: every host process of the sandbox in its cgroup
     pool_path: str = ""  #: where a machine is claimed; "" = nowhere
+    no_nvdimm: str = ""  #: why the image is a virtio disk and no NVDIMM
 
 
 class Share(Record):

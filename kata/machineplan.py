@@ -50,11 +50,15 @@ class Size(Record):
 
 
 class Boot(Record):
-    """Paths of what boots.  ``initrd`` beside an ``image`` loads the modules for its disk."""
+    """Paths of what boots, and how an image does.  ``initrd`` beside an ``image`` loads the modules for it."""
 
     kernel: str
     initrd: str
     image: str
+    params: tuple[str, ...] = ()  #: of the kernel, for its root
+    nvdimm: int = 0  #: bytes of the image; 0 = it is no NVDIMM
+    image_offset: int = 0  #: where the disk begins in the image, bytes
+    no_nvdimm: str = ""  #: why it is none
 
 
 def default_vcpus(config: RuntimeConfig, host_cpus: int) -> int:
@@ -83,15 +87,35 @@ def boot(config: RuntimeConfig, options: InvocationOptions, *, prefer_image: boo
     if not kernel:
         raise ConfigError("there is no guest kernel", "run `kata image build`, or name one in the configuration")
     if config.image:
-        return Boot(kernel, options.boot_initrd_asset, config.image)
+        return _from_image(config, kernel, options.boot_initrd_asset, config.image)
     if config.initrd:
         return Boot(kernel, config.initrd, "")
     if options.image_asset and (prefer_image or not options.initrd_asset):
-        return Boot(kernel, options.boot_initrd_asset, options.image_asset)
+        return _from_image(config, kernel, options.boot_initrd_asset, options.image_asset)
     if options.initrd_asset:
         return Boot(kernel, options.initrd_asset, "")
     raise ConfigError("there is no guest image",
                       "run `kata image build`, or name an initrd or image in the configuration")
+
+
+def _from_image(config: RuntimeConfig, kernel: str, initrd: str, path: str) -> Boot:
+    """A root image: an NVDIMM, which all sandboxes have in one copy, where kernel and image can, else a virtio disk."""
+    from kata import nvdimm  # most guests have no image
+
+    image = nvdimm.read(path)
+    if config.disable_image_nvdimm:
+        why = "disable_image_nvdimm is set"
+    elif any(word.startswith("root=") for word in config.kernel_params):
+        why = "kernel_params name the root device"
+    else:
+        why = image.unfit or nvdimm.kernel_lacks(kernel, initrd, image.fstype)
+    if why:
+        # A foreign image with partitions is a disk as it is; kernel_params say which of them.
+        return Boot(kernel, initrd, path, ("root=/dev/vda", "ro"),
+                    image_offset=0 if image.partitioned else image.data, no_nvdimm=why)
+    # The drivers may still be at it when the kernel wants its root.
+    params = (f"root={image.root}", f"rootfstype={image.fstype}", "rootflags=dax", "rootwait", "ro")
+    return Boot(kernel, initrd, path, params, nvdimm=image.size)
 
 
 def enough_memory(memory: int, source: Boot, *, hotplug: bool = False) -> int:
@@ -112,8 +136,7 @@ def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: 
     """
     accelerator = _accelerator(config, options)
     params = [*KERNEL_PARAMS, *(TCG_PARAMS if accelerator == "tcg" else ()), *_clock(accelerator, options)]
-    if source.image:
-        params += ["root=/dev/vda", "ro"]
+    params += source.params
     if config.debug_agent:
         params.append("agent.log=debug")
     if config.debug_hypervisor:
@@ -130,7 +153,7 @@ def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: 
         # Memory is locked only where it is taken at once anyway.
         mlock=config.enable_mem_prealloc and not config.enable_swap,
         msize_9p=config.msize_9p, entropy_source=config.entropy_source, tcg_cache=TCG_CACHE,
-        debug=config.debug_hypervisor)
+        debug=config.debug_hypervisor, nvdimm=source.nvdimm, image_offset=source.image_offset)
 
 
 def _accelerator(config: RuntimeConfig, options: InvocationOptions) -> str:

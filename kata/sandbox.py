@@ -159,6 +159,8 @@ class Creation:
     def _new_sandbox(self, undo: ExitStack, close: ExitStack) -> int:
         """Claim a machine, or start the proxy, which starts one; return the network namespace."""
         plan = self.backend.plan_sandbox(self.config, self.bundle, self.options)
+        if plan.no_nvdimm:
+            self.log.info(f"sandbox {plan.id}: the image {plan.machine.image} is a virtio disk: {plan.no_nvdimm}")
         given = netns.open_path(self.bundle.netns) if self.bundle.netns else -1
         if given >= 0:
             close.callback(os.close, given)

@@ -79,9 +79,12 @@ def build_initrd(kernel: Asset, base: Asset, progress: Progress, *, force: bool 
     return workshop.make("initrd", f"initrd for {kernel.kernel_release}", inputs, fill, progress, force=force)
 
 
-def list_modules(kernel: Asset, wanted: tuple[str, ...], listing: Path) -> None:
-    """Write which modules load at boot: one absolute path in the guest a line, each after its dependencies."""
-    order = ModuleSet(Path(kernel.path) / "modules").closure(wanted, required=True)
+def list_modules(kernel: Asset, wanted: tuple[str, ...], listing: Path, *, required: bool = True) -> None:
+    """Write which modules load at boot: one absolute path in the guest a line, each after its dependencies.
+
+    :param required: raise if the kernel lacks one; otherwise it is left out.
+    """
+    order = ModuleSet(Path(kernel.path) / "modules").closure(wanted, required=required)
     listing.parent.mkdir(parents=True, exist_ok=True)
     place = f"/usr/lib/modules/{kernel.kernel_release}"
     listing.write_text("".join(f"{place}/{m.path}\n" for m in order))

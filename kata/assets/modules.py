@@ -15,13 +15,15 @@ from kata.errors import HostError
 #: Loaded by the agent before anything else: the channel, the shares, disks and interfaces.
 BOOT = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p", "virtio_net", "virtio_blk", "overlay")
 
-#: Loaded by the boot initrd before it mounts a root image.
-IMAGE_BOOT = ("virtio_pci", "virtio_blk", "erofs", "ext4")
+#: Loaded by the boot initrd before it mounts a root image: by what the image is.
+DISK_BOOT = ("virtio_pci", "virtio_blk", "erofs", "ext4")
+NVDIMM_BOOT = ("nfit", "nd_pmem", "erofs", "ext4")
+IMAGE_BOOT = (*DISK_BOOT, *NVDIMM_BOOT)
 
 #: There for whoever asks: the agent, the kernel itself through modprobe, or a container with the right.
 ON_DEMAND = (
     # devices
-    "virtio_balloon virtio_mem virtio_rng virtio_scsi sd_mod virtiofs nfit nd_pmem loop dm_mod dm_snapshot"
+    "virtio_balloon virtio_mem virtio_rng virtio_scsi sd_mod virtiofs loop dm_mod dm_snapshot"
     " vmw_vsock_virtio_transport rtc_cmos button evdev"
     # file systems
     " erofs ext4 crc32c_generic xfs fuse isofs squashfs nls_utf8 nls_ascii"

@@ -38,7 +38,8 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
     thread = "single" if plan.vcpus == 1 else "multi"
     accel = f"tcg,thread={thread},tb-size={plan.tcg_cache}" if plan.accelerator == "tcg" else "kvm"
     # Nothing is ever plugged into the SATA controller, whose buffers take 1.6 MiB of QEMU.
-    options = ",".join(x for x in (plan.machine_type, "sata=off", plan.machine_options, "memory-backend=ram") if x)
+    options = ",".join(x for x in (plan.machine_type, "sata=off", "nvdimm=on" if plan.nvdimm else "",
+                                   plan.machine_options, "memory-backend=ram") if x)
     if ends.memory_file:
         shared = "on" if ends.memory_shared else "off"
         backend = f"memory-backend-file,mem-path={_escape(ends.memory_file)},share={shared}"
@@ -89,9 +90,17 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
         argv += ["-bios", plan.firmware]
     if plan.initrd:
         argv += ["-initrd", plan.initrd]
-    if plan.image:
+    image = _escape(plan.image)
+    if plan.nvdimm:
         argv += [
-            "-blockdev", f"driver=file,node-name=image,filename={_escape(plan.image)},read-only=on,auto-read-only=off",
+            # The host's copy is mapped as it is: one for all machines.  unarmed: the guest sees that it is read-only.
+            "-object", f"memory-backend-file,id=image,mem-path={image},size={plan.nvdimm},share=on,readonly=on",
+            "-device", "nvdimm,id=image,memdev=image,unarmed=on",
+        ]
+    elif plan.image:
+        argv += [
+            "-blockdev", (f"driver=raw,node-name=image,read-only=on,auto-read-only=off,offset={plan.image_offset},"
+                          f"file.driver=file,file.filename={image}"),
             "-device", "virtio-blk-pci,drive=image,serial=kata-image",
         ]
     if plan.block_driver == "virtio-scsi":
@@ -106,9 +115,13 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
 
 
 def _memory(plan: MachinePlan) -> str:
-    if plan.max_memory <= plan.memory:
+    """An NVDIMM takes a slot and address space of what may be plugged in."""
+    grows = plan.max_memory > plan.memory
+    if not grows and not plan.nvdimm:
         return f"{plan.memory}M"
-    return f"{plan.memory}M,slots={plan.memory_slots},maxmem={plan.max_memory}M"
+    slots = (plan.memory_slots if grows else 0) + (1 if plan.nvdimm else 0)
+    most = max(plan.max_memory, plan.memory) + (plan.nvdimm >> 20)
+    return f"{plan.memory}M,slots={slots},maxmem={most}M"
 
 
 def _escape(path: str) -> str:

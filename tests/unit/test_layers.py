@@ -24,7 +24,7 @@ LAYERS = [
     ["kata.errors", "kata.digest", "kata.jsontext", "kata.log", "kata.record", "kata.build", "kata_agent.linux"],
     # 1: data, files, processes
     ["kata.contract", "kata.planjson", "kata.oci", "kata.config", "kata.state", "kata.wire", "kata.hostfacts",
-     "kata.process", "kata.spawn", "kata.table", "kata.personality"],
+     "kata.process", "kata.spawn", "kata.table", "kata.personality", "kata.nvdimm"],
     # 2: one host facility each
     ["kata.assets", "kata.storage", "kata.network", "kata.cgroups", "kata.seccomp", "kata.guestspec", "kata.vm",
      "kata.hooks", "kata.template", "kata.joining", "kata.machineplan", "kata.pods", "kata.changes"],
@@ -123,6 +123,7 @@ def within(module: str, units: set[str] | list[str]) -> str:
     return next((u for u in units if module == u or module.startswith(u + ".")), "")
 
 
+@functools.cache
 def layer_of(module: str) -> tuple[int, str]:
     """(layer, unit) of a module; -1 if the table lacks it."""
     found = [(len(unit), number, unit) for number, units in enumerate(LAYERS) if (unit := within(module, units))]

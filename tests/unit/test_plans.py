@@ -15,7 +15,7 @@ import pytest
 
 import kata.guestspec
 from harness.bundle import default_config
-from kata import machineplan, oci
+from kata import machineplan, nvdimm, oci
 from kata.cli.plan import table
 from kata.contract import Backend, InvocationOptions
 from kata.guestspec import Host
@@ -52,6 +52,20 @@ ASSETS: dict[str, dict[str, str]] = {
 }
 
 
+DAX = ("ACPI_NFIT", "BLK_DEV_PMEM", "NVDIMM_PFN", "FS_DAX", "EROFS_FS")
+KERNEL_CONFIG = "".join(f"CONFIG_{name}=y\n" for name in DAX)
+HEADER = nvdimm.header(2 * nvdimm.DATA, bytes(16))[: 2 * nvdimm.INFO_BLOCK]
+
+
+def root_image(path: Path) -> None:
+    """The beginnings of header and file system, as `kata image build` makes them."""
+    with path.open("wb") as f:
+        f.write(HEADER)
+        f.seek(nvdimm.DATA + 1024)
+        f.write(b"\xe2\xe1\xf5\xe0")
+        f.truncate(2 * nvdimm.DATA)
+
+
 class DiskHost(Host):
     def block_device(self, major: int, minor: int) -> str:
         return "/dev/sdb" if (major, minor) == (8, 16) else ""
@@ -70,6 +84,8 @@ def host_with(folder: Path, config_path: str = "") -> InvocationOptions:
     store = folder / "store"
     store.mkdir(exist_ok=True)
     (store / "initrd").write_bytes(b"x")
+    (store / "config").write_text(KERNEL_CONFIG)
+    root_image(store / "root.erofs")
     return InvocationOptions(config_path=config_path, host_cpus=4, host_memory=8192, tsc_khz=2_000_000,
                              kernel_asset=f"{store}/vmlinux", initrd_asset=f"{store}/initrd",
                              image_asset=f"{store}/root.erofs", boot_initrd_asset=f"{store}/boot-initrd",
@@ -132,4 +148,4 @@ def test_side_by_side(tmp_path: Path) -> None:
     assert by_field["container.pause_scope"].split()[2:] == ["vm", "process", "container"]
     assert by_field["sandbox.hostname"].split() == ["sandbox.hostname", "guest"]
     params = by_field["sandbox.machine.kernel_params"]
-    assert "root=/dev/vda" in params and "quiet" not in params, "only what not all have"
+    assert "root=/dev/pmem0" in params and "quiet" not in params, "only what not all have"

@@ -67,7 +67,7 @@ class ClearBackend(Backend):
             base_vcpus=vcpus, base_memory=memory, boot="cold", template_path="",
             agent_transport=config.agent_transport, boot_timeout=config.boot_timeout, hostname=bundle.hostname,
             network_model=config.internetworking_model, hotplug_network=True, shared_pidns=False, guest_hook_path="",
-            kernel_modules=(), cgroup_only=False)
+            kernel_modules=(), cgroup_only=False, no_nvdimm=source.no_nvdimm)
 
     def plan_container(self, config: RuntimeConfig, bundle: Bundle, sandbox_id: str, role: str) -> ContainerPlan:
         plan = container_plan(config, bundle, sandbox_id=sandbox_id, role=role, flavor=self.name,

@@ -87,7 +87,7 @@ class RunvBackend(Backend):
             template_path=config.template_path if config.template else "",
             agent_transport=config.agent_transport, boot_timeout=config.boot_timeout, hostname=bundle.hostname,
             network_model=config.internetworking_model, hotplug_network=True, shared_pidns=False, guest_hook_path="",
-            kernel_modules=(), cgroup_only=False)
+            kernel_modules=(), cgroup_only=False, no_nvdimm=source.no_nvdimm)
 
     def plan_container(self, config: RuntimeConfig, bundle: Bundle, sandbox_id: str, role: str) -> ContainerPlan:
         plan = container_plan(config, bundle, sandbox_id=sandbox_id, role=role, flavor=self.name,

@@ -63,7 +63,8 @@ class UnifiedBackend(Backend):
 
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
         vcpus = machineplan.default_vcpus(config, options.host_cpus)
-        plan = machineplan.plan(config, options, machineplan.boot(config, options), Size(
+        source = machineplan.boot(config, options)
+        plan = machineplan.plan(config, options, source, Size(
             vcpus=vcpus + vcpus_of(bundle.resources),
             max_vcpus=max(vcpus, min(config.default_maxvcpus or options.host_cpus, options.host_cpus)),
             memory=config.default_memory + memory_of(bundle.resources),
@@ -77,7 +78,8 @@ class UnifiedBackend(Backend):
             network_model=config.internetworking_model, hotplug_network=not config.disable_new_netns,
             shared_pidns=config.enable_agent_pidns, guest_hook_path=config.guest_hook_path,
             kernel_modules=config.kernel_modules, cgroup_only=config.sandbox_cgroup_only,
-            pool_path=config.pool_path if config.pool_size else "")
+            pool_path=config.pool_path if config.pool_size else "",
+            no_nvdimm=source.no_nvdimm)
 
     def plan_container(self, config: RuntimeConfig, bundle: Bundle, sandbox_id: str, role: str) -> ContainerPlan:
         return container_plan(config, bundle, sandbox_id=sandbox_id, role=role, flavor=self.name,
