@@ -9,7 +9,9 @@
     ├── StateError             state   container or sandbox state
     │   ├── NotFound           not-found
     │   ├── InUse              in-use
-    │   └── WrongState         wrong-state
+    │   ├── WrongState         wrong-state
+    │   ├── Damaged            state   a record that cannot be read
+    │   └── Foreign            state   a record of another runtime
     ├── UnsupportedError       unsupported   a feature that cannot hold here
     ├── HostError              host    a host facility failed or is missing
     │   └── VmError            vm      QEMU or the guest
@@ -71,6 +73,14 @@ class InUse(StateError):
 
 class WrongState(StateError):
     kind = "wrong-state"
+
+
+class Damaged(StateError):
+    pass
+
+
+class Foreign(StateError):
+    pass
 
 
 class UnsupportedError(KataError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 
-from kata.errors import HostError, InUse, NotFound, StateError, UsageError
+from kata.errors import Damaged, Foreign, HostError, InUse, NotFound, StateError, UsageError
 from kata.jsontext import dumps, loads
 
 TYPE_CHECKING = False
@@ -96,20 +96,27 @@ def read_json(path: str) -> dict[str, Any]:
     """A record.
 
     :raise FileNotFoundError: there is none.
-    :raise StateError: it is damaged or of another version.
+    :raise Damaged: it cannot be read, or is of another version.
+    :raise Foreign: it is runc's, which shares a folder with us under docker and containerd.
     """
     with open(path, "rb", buffering=0) as f:
         data = f.read()
     try:
         value = loads(data)
+        if isinstance(value, dict) and "init_process_pid" in value:
+            raise _foreign(path)
         version = value["version"]
     except (ValueError, KeyError, TypeError) as e:
-        raise StateError(f"the state file {path} is damaged", "remove the container with 'delete --force'") from e
+        raise Damaged(f"the state file {path} is damaged", "remove the container with 'delete --force'") from e
     if version != VERSION:
-        raise StateError(f"the state file {path} has version {version}, this program knows version {VERSION}",
-                         "use the program that wrote it")
+        raise Damaged(f"the state file {path} has version {version}, this program knows version {VERSION}",
+                      "use the program that wrote it")
     result: dict[str, Any] = value
     return result
+
+
+def _foreign(path: str) -> Foreign:
+    return Foreign(f"{path} is of another runtime", "use the one that made the container: runc or crun")
 
 
 class locked:
@@ -276,7 +283,9 @@ def load_container(root: str, container_id: str) -> Container:
     """The container ``container_id``; with ``root`` "" it is looked for in every known root.
 
     :raise NotFound: there is no such container.
-    :raise StateError: it exists in several roots, or its record is unreadable.
+    :raise StateError: it exists in several roots.
+    :raise Damaged: its record is unreadable.
+    :raise Foreign: another runtime made it.
     """
     check_id(container_id)
     roots = [root] if root else [r for r in known_roots() if os.path.isdir(container_dir(r, container_id))]
@@ -288,9 +297,12 @@ def load_container(root: str, container_id: str) -> Container:
         try:
             return Container(roots[0], container_id, read_json(f"{directory}/state.json"))
         except (FileNotFoundError, NotADirectoryError):
-            if _names(directory):
-                raise StateError(f"the record of container {container_id} is not in its folder",
-                                 "remove the container with 'delete --force'") from None
+            names = _names(directory)
+            if "status" in names:  # crun's record; none of ours has this name
+                raise _foreign(f"{directory}/status") from None
+            if names:
+                raise Damaged(f"the record of container {container_id} is not in its folder",
+                              "remove the container with 'delete --force'") from None
     raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id})
 
 
@@ -329,12 +341,12 @@ def _names(directory: str) -> list[str]:
 
 
 def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:
-    """Every container of ``root`` ("": of all known roots), damaged ones as their error."""
+    """Every container of ``root`` ("": of all known roots), damaged ones as their error, without other runtimes'."""
     for each in [root] if root else known_roots():
         for name in sorted(_names(each)):
             try:
                 yield name, Container(each, name, read_json(f"{each}/{name}/state.json"))
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, Foreign):
                 continue
             except StateError as e:
                 yield name, e

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from kata import state
 from kata.cli.context import Context
-from kata.errors import HostError, KataError, NotFound, UsageError, WrongState
+from kata.errors import Damaged, HostError, KataError, NotFound, UsageError, WrongState
 from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 VERB = Verb(
@@ -30,7 +30,7 @@ def run(context: Context, args: Namespace) -> int:
             if not args["force"] or not context.personality.forgiving_delete:
                 raise
             continue
-        except KataError:
+        except Damaged:
             if not args["force"]:
                 raise
             _remove_damaged(context, container_id)

@@ -65,6 +65,13 @@ ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever runs on this host meanwhile."""
+    monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(state, "DEFAULT_ROOT", str(tmp_path / "run/containers"))
+
+
 def answer(program: str, words: list[str], home: Path, **environ: str) -> tuple[int, str]:
     """Exit code and all that is printed when the program of that name is called."""
     said = io.StringIO()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kata import state
+from kata.cli import main
 from kata.errors import HostError, InUse, NotFound, StateError, UsageError
 
 
@@ -128,8 +131,8 @@ def test_of_many_creators_one_wins(run_dir: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with ExitStack() as stack:
         creators = [stack.enter_context(subprocess.Popen(
-            [sys.executable, "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ,
-            text=True)) for _ in range(6)]
+            [sys.executable, "-S", "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=environ, text=True)) for _ in range(6)]
         for _ in range(3):
             for creator in creators:
                 assert creator.stdin is not None
@@ -154,6 +157,55 @@ def test_an_empty_folder_takes_no_id_and_a_full_one_does(run_dir: Path) -> None:
         state.new_container(str(root), "c", record())
     with pytest.raises(StateError, match="not in its folder"):
         state.load_container(str(root), "c")
+
+
+def verb(root: Path, *words: str) -> tuple[int, str]:
+    """Exit code of ``kata --root ROOT WORDS`` and all that it prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        return main(["--root", str(root), *words]), said.getvalue()
+
+
+@pytest.mark.parametrize("name", ["../other", "..", ".", "/etc", "x/../../other", ""])
+def test_no_id_leads_out_of_the_root(run_dir: Path, name: str) -> None:
+    (run_dir / "other").mkdir()
+    (run_dir / "other/file").touch()
+    (run_dir / "root").mkdir()
+    code, said = verb(run_dir / "root", "delete", "--force", name)
+    assert code == 1 and ("invalid container ID" in said or "Missing container ID" in said)
+    assert os.listdir(run_dir / "other") == ["file"] and os.listdir(run_dir / "root") == []
+
+
+def test_containers_of_other_runtimes_are_left_alone(run_dir: Path) -> None:
+    """docker's and containerd's root of runtimes is one folder, whoever makes the containers."""
+    root = run_dir / "root"
+    for name, file, text in (("runc", "state.json", '{"id": "runc", "init_process_pid": 7, "config": {}}'),
+                             ("crun", "status", '{"pid": 7, "bundle": "/b"}')):
+        (root / name).mkdir(parents=True)
+        (root / name / file).write_text(text)
+        for words in (["state"], ["kill"], ["delete"], ["delete", "--force"]):
+            code, said = verb(root, *words, name)
+            assert code == 1
+            assert said.endswith(f": {root}/{name}/{file} is of another runtime: use the one that made the container: "
+                                 "runc or crun\n")
+        assert (root / name / file).read_text() == text
+    assert verb(root, "list", "-q") == (0, "")
+    state.new_container(str(root), "ours", record(status="stopped"))
+    (root / "broken").mkdir()
+    (root / "broken/state.json").write_text("{")
+    assert [name for name, _found in state.list_containers(str(root))] == ["broken", "ours"]
+    code, said = verb(root, "delete", "--force", "broken")
+    assert code == 0 and "removed the damaged record" in said and not (root / "broken").exists()
+
+
+def test_a_name_in_two_roots_is_not_removed_from_either(run_dir: Path) -> None:
+    for root in ("one", "two"):
+        state.new_container(str(run_dir / root), "c", record(status="stopped"))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(["delete", "--force", "c"]) == 1
+    assert "exists in several roots" in said.getvalue()
+    assert (run_dir / "one/c").is_dir() and (run_dir / "two/c").is_dir()
 
 
 def test_folders_of_killed_verbs_are_found(run_dir: Path) -> None:
