@@ -178,7 +178,8 @@ def _programs(wish: Wish) -> dict[str, str]:
         names = [f"kata-{f}" for f in wish.flavors]
     else:
         retired = flavors.RETIRING if settings.phase >= flavors.RETIRED else ()
-        names = ["kata", *(f"kata-{f}" for f in known if f in loader.available() and f not in retired)]
+        there = loader.available()
+        names = ["kata", *(f"kata-{f}" for f in known if f in there and f not in retired)]
     return {name: engines.program(name, wish.sysroot) for name in names}
 
 

@@ -56,7 +56,7 @@ def test_large_frames_by_pages(size: int) -> None:
     decoder = ttrpc.GuestDecoder(TOKEN)
     greeting = ttrpc.HostHandshake(TOKEN, bytes(16)).greeting
     payloads = [os.urandom(size), b"small", os.urandom(size), b""]
-    data = greeting + b"".join(ttrpc.encode(1, ttrpc.REQUEST, payload) for payload in payloads)
+    data = memoryview(greeting + b"".join(ttrpc.encode(1, ttrpc.REQUEST, payload) for payload in payloads))
     got = []
     while data:
         pages = decoder.pages()

@@ -380,7 +380,7 @@ def test_resources_are_what_the_guest_applies(make: Build) -> None:
     ({"cpu": {"quota": -1, "cpus": "0-2,4"}}, 4, 0),
     ({"cpu": {"quota": 100_000, "cpus": "0-7"}}, 1, 0),
     ({"cpu": {"cpus": "junk,99999999999,5-3,-,1-"}}, 1, 0),
-    ({"cpu": {"cpus": "0-99999," * 100_000}}, 8192, 0),
+    ({"cpu": {"cpus": "0-99999," * 20_000}}, 8192, 0),
     ({"memory": {"limit": (256 << 20) + 1}}, 0, 257),
     ({"memory": {"limit": -1}}, 0, 0),
 ])
