@@ -14,10 +14,10 @@ import pytest
 from harness import evidence
 from harness.oci import Oci
 from harness.proc import TAG_VARIABLE
-from harness.rootfs import busybox_rootfs
 from harness.runtime import Runtime, under_test
 from harness.sweep import sweep
 from harness.wait import Late
+from kata.conformance.engines.host import image_root
 
 #: Folders whose tests start containers.
 CONTAINER_SUITES = ("oci", "engines", "vm")
@@ -121,7 +121,7 @@ def work_dir(tag: str) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def rootfs(work_dir: Path) -> Path:
     """A busybox root to copy from; never run in place."""
-    return busybox_rootfs(work_dir / "busybox")
+    return image_root(work_dir / "busybox")
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pytest
 from harness import kata1_qemu
 from harness.components import proxy, shim
 from harness.oci import Oci
-from harness.rootfs import busybox_rootfs
 from harness.stubs import Stubs, read_all
+from kata.conformance.engines.host import image_root
 from kata_agent.protocol import agent_pb2 as pb
 from kata_agent.protocol import oci_pb2
 from tests.agent.machine import SHARED, Machine
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.vm_only
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine = Machine(tmp_path_factory.mktemp("vm"), tokenless=True)
     try:
-        busybox_rootfs(machine.share / "base")
+        image_root(machine.share / "base")
         yield machine
     finally:
         machine.close()

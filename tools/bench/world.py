@@ -22,8 +22,8 @@ from bench.pool import Pool
 from harness import evidence, leaks, sweep
 from harness.bundle import default_config
 from harness.proc import TAG_VARIABLE, run
-from harness.rootfs import busybox_rootfs
 from kata.assets import store
+from kata.conformance.engines.host import image_root
 from kata.errors import NotFound
 
 START = time.monotonic()
@@ -205,7 +205,7 @@ def world(quick: bool) -> Iterator[World]:
     (Path("/var/tmp") / tag).mkdir(mode=0o711)
     place = World(tag, quick)
     try:
-        busybox_rootfs(place.rootfs)
+        image_root(place.rootfs)
         yield place
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -30,8 +30,10 @@ SLEEP = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
 CLIENT = 120.0  #: seconds in which a client's command ends; emulated machines on a busy host are slow
 
 FOLDERS = ("bin", "dev", "etc", "home/user", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp")
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:User:/home/user:/bin/sh\n"
-GROUP = "root:x:0:\naudio:x:29:user\nvideo:x:44:user\nusers:x:100:\nuser:x:1000:\n"
+PASSWD = ("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:User:/home/user:/bin/sh\n"
+          "nobody:x:65534:65534:nobody:/:/bin/false\n")
+GROUP = ("root:x:0:\ntty:x:5:\naudio:x:29:user\nvideo:x:44:user\nusers:x:100:\nuser:x:1000:\n"
+         "nogroup:x:65534:\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +274,14 @@ def image_root(path: Path) -> Path:
     os.chown(path / "home/user", 1000, 1000)
     (path / "sbin").symlink_to("bin")
     (path / "usr/bin").symlink_to("../bin")
+    (path / "usr/sbin").symlink_to("../bin")
     shutil.copy(busybox, path / "bin/busybox")
     for applet in run([busybox, "--list"]).ok().stdout.split():
         if applet != "busybox":
             (path / "bin" / applet).symlink_to("busybox")
     (path / "etc/passwd").write_text(PASSWD)
     (path / "etc/group").write_text(GROUP)
-    (path / "etc/os-release").write_text("ID=conformance\n")
+    (path / "etc/os-release").write_text('ID=busybox\nPRETTY_NAME="A root of busybox"\n')
     return path
 
 
