@@ -298,14 +298,18 @@ class Machine:
         End state: the guest's kernel knows the memory (ACPI, "_OST"), and its agent can use it.
         """
         size = -(-mib // MEMORY_BLOCK) * MEMORY_BLOCK
-        taken = len(await self.qmp.execute("query-memory-devices"))
-        name = f"dimm{taken}"
+        there = await self.qmp.execute("query-memory-devices")
+        name, place = f"dimm{len(there)}", {}
+        if there:  # where the guest takes it: behind an NVDIMM, QEMU's own choice would be no multiple of a block
+            ends = max(device["data"]["addr"] + device["data"]["size"] for device in there)
+            place = {"addr": -(-ends // (MEMORY_BLOCK << 20)) * (MEMORY_BLOCK << 20)}
         await self.qmp.execute("object-add", {
             "qom-type": "memory-backend-ram", "id": f"ram-{name}", "size": size << 20})
         async with self._until("ACPI_DEVICE_OST", lambda data: data["info"].get("device") == name,
                                f"the guest did not take {size} MiB of memory"):
             try:
-                await self.qmp.execute("device_add", {"driver": "pc-dimm", "id": name, "memdev": f"ram-{name}"})
+                await self.qmp.execute("device_add", {
+                    "driver": "pc-dimm", "id": name, "memdev": f"ram-{name}", **place})
             except BaseException:
                 await self.qmp.execute("object-del", {"id": f"ram-{name}"})
                 raise

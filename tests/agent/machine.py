@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from kata import hostfacts
+from kata import hostfacts, nvdimm
 from kata.assets import store
 from tests.agent.client import Client
 
@@ -54,7 +54,8 @@ class Machine:
         if image:
             words += ["root=/dev/vda", "ro"]
             root = ["-initrd", _asset("boot-initrd"), "-drive",
-                    f"if=none,id=root,format=raw,readonly=on,file={_asset('image')}",
+                    f"if=none,id=root,format=raw,readonly=on,offset={nvdimm.read(_asset('image')).data},"
+                    f"file={_asset('image')}",
                     "-device", "virtio-blk-pci,drive=root,serial=kata-root"]
         else:
             root = ["-initrd", _asset("initrd")]

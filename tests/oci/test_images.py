@@ -48,18 +48,20 @@ def test_initrd(oci: Oci, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, initr
     assert "root=" not in seen["cmdline"]
 
 
-@pytest.mark.parametrize("fmt", image.FORMATS)
+@pytest.mark.parametrize(("fmt", "disk"), [("erofs", "vda"), ("ext4", "pmem0")])
 def test_root_image(
-    oci: Oci, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: store.Asset, initrd: store.Asset, fmt: str
+    oci: Oci, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernel: store.Asset, initrd: store.Asset, fmt: str,
+    disk: str
 ) -> None:
+    """Each kind, once as a virtio disk and once as an NVDIMM; the others are in tests/vm/test_nvdimm.py."""
     progress = Progress(stream=io.StringIO())
     with workshop.locked(progress):
         asset = image.build_image(kernel, store.load(initrd.inputs["base"]), progress, fmt=fmt)
-    setting = f'image = "{asset.path}/{asset.files["image"]}"'
+    setting = f'image = "{asset.path}/{asset.files["image"]}"\ndisable_image_nvdimm = {str(disk == "vda").lower()}'
     seen = boots(oci, monkeypatch, tmp_path, setting)
     assert seen["release"] == kernel.kernel_release
-    assert "root=/dev/vda" in seen["cmdline"]
-    assert "vda" in seen["disks"]
+    assert f"root=/dev/{disk}" in seen["cmdline"]
+    assert disk in seen["disks"]
 
 
 def test_zstd_initrd_is_small(kernel: store.Asset, initrd: store.Asset) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +12,11 @@ import pytest
 from harness.bundle import Bundle
 from harness.oci import Container, Oci
 from kata import nvdimm
-from kata.assets import store
+from kata.assets import image, store, workshop
+from kata.assets.progress import Progress
 
 pytestmark = pytest.mark.vm_only
 
-MIB = 1 << 20
 #: The guest's root file system once more: a second mount of a device has the options of the first.
 LOOK = """
 for disk in pmem0 vda; do
@@ -24,29 +24,63 @@ for disk in pmem0 vda; do
     IFS=: read major minor </sys/block/$disk/dev
     mknod /tmp/disk b $major $minor
     mkdir /tmp/root
-    mount -t erofs -o ro /tmp/disk /tmp/root 2>/dev/null || mount -t ext4 -o ro,noload /tmp/disk /tmp/root
+    mount -t erofs -o ro /tmp/disk /tmp/root
     [ -x /tmp/root/init ] && echo $disk $(sed -n 's|^/tmp/disk /tmp/root ||p' /proc/mounts)
 done
 """
 
 
-def privileged(bundle: Bundle) -> Bundle:
-    """It may mount disks of the guest."""
-    allowed = ["CAP_SYS_ADMIN", "CAP_MKNOD"]
-    bundle.process["capabilities"] = {kind: allowed for kind in ("bounding", "effective", "permitted")}
-    bundle.linux["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
-    return bundle.tmpfs("/tmp")
+@pytest.fixture(scope="module")
+def root(oci: Oci) -> Path:
+    """A root image for the selected kernel, which is one that can."""
+    kernel, initrd = store.selected("kernel"), store.selected("initrd")
+    assert kernel is not None and initrd is not None, "nothing is selected: kata image build"
+    progress = Progress(stream=io.StringIO())
+    with workshop.locked(progress):
+        asset = image.build_image(kernel, store.load(initrd.inputs["base"]), progress, fmt="erofs")
+    boot = Path(asset.path) / asset.files["boot-initrd"]
+    lacks = nvdimm.kernel_lacks(store.selected_path("kernel"), str(boot), "erofs")
+    assert not lacks, f"{lacks}: kata kernel build {kernel.variant}"
+    return Path(asset.path) / asset.files["image"]
 
 
 @contextmanager
-def started(oci: Oci, *globals: str, flavor: str = "clear", script: str = "") -> Iterator[Container]:
-    with oci.container(privileged(oci.bundle(script))) as container:
-        container.launch_verb("create", globals=("--flavor", flavor, *globals)).ok()
+def started(oci: Oci, flavor: str, config: str, log: Path) -> Iterator[Container]:
+    """A container that may mount disks of its guest."""
+    bundle = oci.bundle().tmpfs("/tmp")
+    bundle.process["capabilities"] = {kind: ["CAP_SYS_ADMIN", "CAP_MKNOD"]
+                                      for kind in ("bounding", "effective", "permitted")}
+    bundle.linux["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+    with oci.container(bundle) as container:
+        file = bundle.path / "configuration.toml"
+        file.write_text(f"[hypervisor.qemu]\n{config}\n")
+        options = ("--flavor", flavor, "--kata-config", str(file), "--log", str(log))
+        container.launch_verb("create", globals=options).ok()
         container.start().ok()
         yield container
 
 
-def test_it_is_mapped_with_dax(oci: Oci) -> None:
-    with started(oci) as container:
+def test_clear_maps_its_image(oci: Oci, root: Path, tmp_path: Path) -> None:
+    with started(oci, "clear", f'image = "{root}"', tmp_path / "log") as container:
         out = container.sh(LOOK).ok().stdout
-    assert out.startswith("pmem0 ") and "dax=always" in out and " ro," in out
+    assert out.startswith("pmem0 erofs ro,") and "dax=always" in out
+    assert not (tmp_path / "log").exists()
+
+
+def test_memory_is_plugged_in_beside_it(oci: Oci, root: Path, tmp_path: Path) -> None:
+    with started(oci, "unified", f'image = "{root}"\ndefault_memory = 256', tmp_path / "log") as container:
+        assert "dax=always" in container.sh(LOOK).ok().stdout
+        before, after = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo", 512
+        had = int(container.sh(before).ok().out)
+        oci.verb("update", "--memory", str(after << 20), container.id).ok()
+        assert int(container.sh(before).ok().out) >= had + after
+
+
+def test_a_file_system_alone_is_a_disk(oci: Oci, root: Path, tmp_path: Path) -> None:
+    """An image of somebody who knows nothing of NVDIMMs; the log says why."""
+    alone = tmp_path / "alone.img"
+    alone.write_bytes(root.read_bytes()[nvdimm.read(str(root)).data:])
+    with started(oci, "clear", f'image = "{alone}"', tmp_path / "log") as container:
+        out = container.sh(LOOK).ok().stdout
+    assert out.startswith("vda erofs ro,") and "dax" not in out
+    assert f"{alone} is a virtio disk: it has no NVDIMM header" in (tmp_path / "log").read_text()
