@@ -14,6 +14,7 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/delete-force-unknown", "code"): (1, "cc-runtime refused an unknown id, by force too"),
     ("oci/bad-program-when", "at"): (["start", "start"], "the process is made at start, as in Clear Containers"),
     ("oci/exec-created", "output"): ("", "the first process is made at start: before there is none to join"),
+    ("podman/program-missing", "code"): (126, "the process is made at start, whose words podman does not read"),
     ("oci/update-*", "*"): (..., "cc-runtime had no update; `kata update` does it"),
     ("oci/events-*", "*"): (..., "cc-runtime had no events; `kata events` does it"),
     ("oci/verb-spec", "*"): (..., "cc-runtime had no spec; `kata spec` does it"),

@@ -18,6 +18,7 @@ DIFFERENCES: dict[tuple[str, str], tuple[Any, str]] = {
     ("oci/life-unknown-code", "kill"): (255, "runV ended with 255"),
     ("oci/bad-program-when", "at"): (["start", "start"], "the process is made at start, as in runV"),
     ("oci/exec-created", "output"): ("", "the first process is made at start: before there is none to join"),
+    ("podman/program-missing", "code"): (126, "the process is made at start, whose words podman does not read"),
     ("oci/update-*", "*"): (..., "runV had no update; `kata update` does it"),
     ("oci/events-*", "*"): (..., "runV had no events; `kata events` does it"),
     ("docker/update", "*"): (..., "runV had no update; the flavor unified has it"),
