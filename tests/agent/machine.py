@@ -53,9 +53,9 @@ class Machine:
         root: list[str] = []
         if image:
             words += ["root=/dev/vda", "ro"]
-            root = ["-initrd", _asset("boot-initrd"), "-drive",
-                    f"if=none,id=root,format=raw,readonly=on,offset={nvdimm.read(_asset('image')).data},"
-                    f"file={_asset('image')}",
+            file = _asset("image")
+            drive = f"if=none,id=root,format=raw,readonly=on,offset={nvdimm.read(file).data},file={file}"
+            root = ["-initrd", _asset("boot-initrd"), "-drive", drive,
                     "-device", "virtio-blk-pci,drive=root,serial=kata-root"]
         else:
             root = ["-initrd", _asset("initrd")]

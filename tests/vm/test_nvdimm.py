@@ -1,4 +1,4 @@
-"""The root image as an NVDIMM: one copy for all machines, read through DAX; and a virtio disk where it cannot be one."""
+"""The root image as an NVDIMM: one copy for all machines, read through DAX; where it cannot be one, a virtio disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.bundle import Bundle
 from harness.oci import Container, Oci
 from kata import nvdimm
 from kata.assets import image, store, workshop
