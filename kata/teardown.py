@@ -52,6 +52,19 @@ def wait_end(pidfd: int, pid: int, timeout: float = END_TIMEOUT) -> None:
         raise HostError(f"process {pid} did not end within {timeout:g} s")
 
 
+def await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
+    """Let the shim end by itself: it may still be handing the last output to the engine."""
+    if not state.alive(pid, started):
+        return
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            with suppress(HostError):
+                wait_end(pidfd, pid, timeout)
+        finally:
+            os.close(pidfd)
+
+
 def destroy_sandbox(directory: str) -> None:
     """End a sandbox's machine and proxy and remove its directory.
 

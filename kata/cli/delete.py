@@ -53,7 +53,7 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
                          values={"id": container.id, "status": container.status(), "verb": "delete"})
     last = _leave_sandbox(container, force)
     context.log.phase("out of the sandbox" + (", which has ended" if last else ""))
-    from kata.teardown import destroy_sandbox, end_process
+    from kata.teardown import await_shim, destroy_sandbox, end_process
 
     if last:
         destroy_sandbox(container.sandbox_dir)
@@ -125,21 +125,6 @@ def _another_cgroup(container: state.Container) -> str:
                 path: str = state.load_container(entry["root"], other).record["cgroup"]
                 return path
     return ""
-
-
-def await_shim(pid: int, started: int, timeout: float = 2.0) -> None:
-    """Let the shim end by itself: it may still be handing the last output to the engine."""
-    if not state.alive(pid, started):
-        return
-    from kata.teardown import wait_end
-
-    with suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            with suppress(HostError):
-                wait_end(pidfd, pid, timeout)
-        finally:
-            os.close(pidfd)
 
 
 def _poststop(context: Context, container: state.Container) -> None:

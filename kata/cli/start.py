@@ -35,7 +35,7 @@ def start(context: Context, container: state.Container) -> None:
         context.ask(container, "start", timeout=TIMEOUT)
     except GuestError:
         # An engine deletes what did not start as soon as it hears of it, if its process has ended.
-        from kata.cli.delete import await_shim
+        from kata.teardown import await_shim
 
         await_shim(container.record["pid"], container.record["pid_start"])
         raise
