@@ -92,8 +92,7 @@ class Creation:
                                           read_only=share.read_only, propagation=share.propagation).fd)
             self.log.phase("mounts taken along")
             container = self._record(undo)
-            undo.callback(self.cgroup.remove, kill=True)
-            self.cgroup.create()
+            self._make_cgroup(undo)
             for warning in cgroups.apply(self.cgroup.path, self.bundle.resources):
                 self.log.warning(f"container {self.bundle.id}: {warning}")
             self.log.phase("recorded, cgroup made")
@@ -155,6 +154,16 @@ class Creation:
             "version": state.VERSION, "process": dict(bundle.process), "extras": dict(self.plan.extras),
             "resources": dict(bundle.resources)})
         return container
+
+    def _make_cgroup(self, undo: ExitStack) -> None:
+        with ExitStack() as made:
+            made.callback(self.cgroup.remove, kill=True)
+            try:
+                self.cgroup.create()
+            except InUse:  # who is in it is not ours to kill
+                made.pop_all()
+                raise
+            undo.push(made.pop_all())
 
     def _new_sandbox(self, undo: ExitStack, close: ExitStack) -> int:
         """Claim a machine, or start the proxy, which starts one; return the network namespace."""

@@ -194,6 +194,10 @@ def test_cgroups_path(oci: Oci) -> None:
         if not oci.runtime.is_vm:
             with open(f"/sys/fs/cgroup/{place}/{parent}/inner/cgroup.procs") as procs:
                 assert str(c.pid) in procs.read().split()
+        if oci.runtime.is_vm:  # runc 1.1 shares it
+            refused = oci.run(bundle, timeout=30).fails(1)
+            assert "another container uses the same linux.cgroupsPath" in refused.stderr, refused
+            assert c.sh("echo lives").ok().stdout == "lives\n"
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
         assert not (top.endswith(parent) and "inner" in folders), f"{top}/inner was left behind"
     for hierarchy in os.listdir("/sys/fs/cgroup"):
