@@ -20,8 +20,6 @@ TCG_CACHE = 24
 #: twice its 33 MB while it is unpacked.
 LEAST_WITH_INITRD = 192
 LEAST_WITH_IMAGE = 128
-#: MiB of bounce buffers that Linux sets aside where memory may be plugged in, which lies above 4 GiB.
-BOUNCE_BUFFERS = 64
 
 #: ``erms`` promises fast "rep movsb", which TCG does byte by byte.
 # fsrm, which newer QEMUs emulate: Linux 6.1 takes it for granted that erms comes with it.
@@ -29,9 +27,11 @@ CPU = {"tcg": "max,-erms,-fsrm", "kvm": "host"}
 
 #: For every guest: say little, end on a panic instead of hanging (QEMU runs with
 #: -no-reboot), skip waits that only real hardware needs, self-tests of cryptography
-#: and the security modules for whole distributions.
+#: and the security modules for whole distributions.  No device of ours needs bounce
+#: buffers, for which Linux takes and clears 64 MiB where memory lies above 4 GiB: an
+#: NVDIMM does, and what may be plugged in.
 KERNEL_PARAMS = ("console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "noreplace-smp",
-                 "rcupdate.rcu_expedited=1", "cryptomgr.notests", "lsm=landlock,yama", "audit=0")
+                 "rcupdate.rcu_expedited=1", "cryptomgr.notests", "lsm=landlock,yama", "audit=0", "swiotlb=noforce")
 
 #: Speculation of the real processor cannot be steered by emulated code, so guards against it only cost.
 #: init_on_alloc clears what the guest's kernel allocates for itself.  What processes get is cleared anyway, and nothing
@@ -118,15 +118,12 @@ def _from_image(config: RuntimeConfig, kernel: str, initrd: str, path: str) -> B
     return Boot(kernel, initrd, path, params, nvdimm=image.size)
 
 
-def enough_memory(memory: int, source: Boot, *, hotplug: bool = False) -> int:
+def enough_memory(memory: int, source: Boot) -> int:
     """``memory`` (MiB), or what the guest needs to come up, for flavors whose limits are the machine's memory.
 
     A container with a smaller limit still has that limit, in its cgroup in the guest.
-
-    :param hotplug: memory may be plugged in later.
     """
-    least = LEAST_WITH_IMAGE if source.image else LEAST_WITH_INITRD
-    return max(memory, least + (BOUNCE_BUFFERS if hotplug else 0))
+    return max(memory, LEAST_WITH_IMAGE if source.image else LEAST_WITH_INITRD)
 
 
 def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: Size) -> MachinePlan:

@@ -57,7 +57,7 @@ def runv(settings: Sequence[Setting], *, accepted: Sequence[str] = ()) -> Carrie
         found.values.update({(table, "enable_debug"): True for table in runv_table.DEBUG})
     if "default_memory" not in given:
         _default(found, "runv", "hypervisor.qemu", "default_memory", runv_table.DEFAULT_MEMORY, runv_table.LEAST_MEMORY,
-                 CHANGED, f"our guest needs {runv_table.LEAST_MEMORY} MiB to come up in a machine that may grow",
+                 CHANGED, f"our guest needs {runv_table.LEAST_MEMORY} MiB to come up",
                  ("sandbox.machine.memory", "sandbox.base_memory"))
     if "template" in given:
         found.values["factory", "enable_template"] = True

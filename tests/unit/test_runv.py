@@ -176,7 +176,7 @@ def test_template(tmp_path: Path) -> None:
     """A template has the default size, and room for every container's."""
     made = plan(bundle(tmp_path, {"memory": {"limit": 512 << 20}, "cpu": {"quota": 200000}}), template="/run/t")
     assert (made.boot, made.template_path, made.base_vcpus, made.base_memory) == \
-        ("template", "/run/t", 1, FLOOR + machineplan.BOUNCE_BUFFERS)
+        ("template", "/run/t", 1, FLOOR)
     assert (made.machine.vcpus, made.machine.max_vcpus, made.machine.memory, made.machine.max_memory) == \
         (2, 8, 512, 8192)
 

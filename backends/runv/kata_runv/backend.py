@@ -71,9 +71,8 @@ class RunvBackend(Backend):
     def plan_sandbox(self, config: RuntimeConfig, bundle: Bundle, options: InvocationOptions) -> SandboxPlan:
         config = guestfiles.resolved(config, bundle, options.guest_folders)
         source = machineplan.boot(config, options)
-        memory = machineplan.enough_memory(memory_of(bundle.resources) or config.default_memory, source,
-                                           hotplug=config.template)
-        base = machineplan.enough_memory(config.default_memory, source, hotplug=True) if config.template else memory
+        memory = machineplan.enough_memory(memory_of(bundle.resources) or config.default_memory, source)
+        base = machineplan.enough_memory(config.default_memory, source) if config.template else memory
         vcpus = _vcpus(config, bundle.resources)
         base_vcpus = config.default_vcpus if config.template else vcpus
         return SandboxPlan(

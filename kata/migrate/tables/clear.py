@@ -21,8 +21,8 @@ MOVED = {"proxy.cc": "proxy.kata", "shim.cc": "shim.kata", "agent.cc": "agent.ka
 
 DEFAULT_MEMORY = 2048  #: MiB
 LEAST_ASKED = 8  #: MiB; less means the default
-#: MiB below which a machine that may grow does not come up, with an image or an initrd.
-LEAST_MEMORY = machineplan.LEAST_WITH_INITRD + machineplan.BOUNCE_BUFFERS
+#: MiB below which a machine does not come up, with an image or an initrd.
+LEAST_MEMORY = machineplan.LEAST_WITH_INITRD
 
 #: Prefixes and names of what Clear's packages installed: it cannot serve here.
 _OWN_ASSETS = "/usr/share/clear-containers/"
@@ -58,7 +58,7 @@ def _memory(value: Any) -> Rule:
     if asked < LEAST_MEMORY:
         return Rule(CHANGED, convert=lambda _value: LEAST_MEMORY,
                     fields=("sandbox.machine.memory", "sandbox.machine.max_memory", "sandbox.base_memory"),
-                    why=f"our guest needs {LEAST_MEMORY} MiB to come up in a machine that may grow")
+                    why=f"our guest needs {LEAST_MEMORY} MiB to come up")
     if asked != value:
         return Rule(RENAMED, convert=lambda _value: asked, why="less than 8 MiB meant the default")
     return Rule(SAME)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 DEFAULT_MEMORY = 128  #: MiB
-#: MiB below which a machine that may grow does not come up with an initrd.
-LEAST_MEMORY = machineplan.LEAST_WITH_INITRD + machineplan.BOUNCE_BUFFERS
+#: MiB below which a machine does not come up with an initrd.
+LEAST_MEMORY = machineplan.LEAST_WITH_INITRD
 #: Options that take no value; ``vsock`` was read but never declared.
 FLAGS = ("debug", "vsock")
 OWN_FOLDER = "/var/lib/hyper/"  #: a guest with hyperstart, which cannot serve here
@@ -36,7 +36,7 @@ def _asset(kind: str) -> Any:
 def _memory(value: Any) -> Rule:
     if int(value) < LEAST_MEMORY:
         return Rule(CHANGED, "hypervisor.qemu", "default_memory", lambda _value: LEAST_MEMORY,
-                    why=f"our guest needs {LEAST_MEMORY} MiB to come up in a machine that may grow",
+                    why=f"our guest needs {LEAST_MEMORY} MiB to come up",
                     fields=("sandbox.machine.memory", "sandbox.machine.max_memory", "sandbox.base_memory"))
     return Rule(RENAMED, "hypervisor.qemu", "default_memory", int)
 
