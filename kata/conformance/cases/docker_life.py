@@ -201,7 +201,7 @@ def restart_always(d: DockerSubject) -> Seen:
 
 @docker("out-of-memory", "beyond the memory limit: exit code 137, and inspect says OOMKilled", code=137, oom=True)
 def out_of_memory(d: DockerSubject) -> Seen:
-    name = d.start("exec dd if=/dev/zero of=/dev/null bs=400M count=1", "--memory", "48m", "--memory-swap", "48m")
+    name = d.start("exec dd if=/dev/zero of=/dev/null bs=64M count=1", "--memory", "48m", "--memory-swap", "48m")
     code = d.ended(name)
     oom = d.state(name)["OOMKilled"]
     d.remove(name)
