@@ -29,6 +29,15 @@ DEFAULT_ROOT = f"{RUN_DIR}/containers"
 STATUSES = ("creating", "created", "running", "paused", "stopped")
 
 _NEW, _OLD = ".new-", ".old-"  # folders on their way in and out; no id begins with a dot
+_REMOVE = "remove the container with 'delete --force'"
+
+#: What every verb may rely on in a container's record.
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("ociVersion", "id", "status", "bundle", "rootfs", "created", "owner", "flavor", "backend",
+                     "sandbox_id", "sandbox_key", "role", "cgroup"), str),
+    **dict.fromkeys(("pid", "pid_start", "creator", "creator_start"), int),
+    **dict.fromkeys(("annotations", "hooks"), dict),
+}
 
 
 def check_id(container_id: str) -> str:
@@ -96,7 +105,8 @@ def read_json(path: str) -> dict[str, Any]:
     """A record.
 
     :raise FileNotFoundError: there is none.
-    :raise Damaged: it cannot be read, or is of another version.
+    :raise Damaged: it cannot be read.
+    :raise StateError: it is of another version: whole, but not ours to judge.
     :raise Foreign: it is runc's, which shares a folder with us under docker and containerd.
     """
     with open(path, "rb", buffering=0) as f:
@@ -107,10 +117,10 @@ def read_json(path: str) -> dict[str, Any]:
             raise _foreign(path)
         version = value["version"]
     except (ValueError, KeyError, TypeError) as e:
-        raise Damaged(f"the state file {path} is damaged", "remove the container with 'delete --force'") from e
+        raise Damaged(f"the state file {path} is damaged", _REMOVE) from e
     if version != VERSION:
-        raise Damaged(f"the state file {path} has version {version}, this program knows version {VERSION}",
-                      "use the program that wrote it")
+        raise StateError(f"the state file {path} has version {version}, this program knows version {VERSION}",
+                         "use the program that wrote it")
     result: dict[str, Any] = value
     return result
 
@@ -231,6 +241,16 @@ class Container:
         return {**self.record, "status": status, "pid": pid}
 
 
+def _read_container(root: str, container_id: str) -> Container:
+    """:raise: see :func:`read_json`."""
+    path = f"{container_dir(root, container_id)}/state.json"
+    record = read_json(path)
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(record.get(name), kind)]
+    if wrong:
+        raise Damaged(f"the state file {path} is damaged: {', '.join(wrong)}", _REMOVE)
+    return Container(root, container_id, record)
+
+
 def new_container(root: str, container_id: str, record: Mapping[str, Any]) -> Container:
     """Claim an id and write its first record, in one step: an id that is taken has a record.
 
@@ -283,7 +303,7 @@ def load_container(root: str, container_id: str) -> Container:
     """The container ``container_id``; with ``root`` "" it is looked for in every known root.
 
     :raise NotFound: there is no such container.
-    :raise StateError: it exists in several roots.
+    :raise StateError: it exists in several roots, or is of another version.
     :raise Damaged: its record is unreadable.
     :raise Foreign: another runtime made it.
     """
@@ -295,14 +315,13 @@ def load_container(root: str, container_id: str) -> Container:
     if roots:
         directory = container_dir(roots[0], container_id)
         try:
-            return Container(roots[0], container_id, read_json(f"{directory}/state.json"))
+            return _read_container(roots[0], container_id)
         except (FileNotFoundError, NotADirectoryError):
             names = _names(directory)
             if "status" in names:  # crun's record; none of ours has this name
                 raise _foreign(f"{directory}/status") from None
             if names:
-                raise Damaged(f"the record of container {container_id} is not in its folder",
-                              "remove the container with 'delete --force'") from None
+                raise Damaged(f"the record of container {container_id} is not in its folder", _REMOVE) from None
     raise NotFound(f"Container ID ({container_id}) does not exist", values={"id": container_id})
 
 
@@ -345,7 +364,7 @@ def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:
     for each in [root] if root else known_roots():
         for name in sorted(_names(each)):
             try:
-                yield name, Container(each, name, read_json(f"{each}/{name}/state.json"))
+                yield name, _read_container(each, name)
             except (FileNotFoundError, NotADirectoryError, Foreign):
                 continue
             except StateError as e:

@@ -10,7 +10,7 @@ import select
 from contextlib import suppress
 
 from kata import state
-from kata.errors import HostError, KataError
+from kata.errors import Damaged, HostError, KataError
 from kata.spawn import stop
 from kata.wire import Client
 
@@ -69,6 +69,7 @@ def destroy_sandbox(directory: str) -> None:
     """End a sandbox's machine and proxy and remove its directory.
 
     :raise HostError: something could not be ended or removed.
+    :raise StateError: its record is of another version, so who lives in it is not known.
     """
     record = _read(directory)
     network = _network(directory, record)
@@ -109,7 +110,7 @@ def _remove_tree(directory: str) -> None:
 def _read(directory: str) -> dict[str, Any]:
     try:
         return state.read_json(f"{directory}/sandbox.json")
-    except (FileNotFoundError, KataError):
+    except (FileNotFoundError, Damaged):
         return {}
 
 

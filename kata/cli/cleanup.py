@@ -10,7 +10,7 @@ from functools import partial
 from kata import state
 from kata.cli.context import Context
 from kata.cli.delete import delete
-from kata.errors import KataError, StateError
+from kata.errors import Damaged, Foreign, KataError, NotFound, StateError
 from kata.table import FLAG, Namespace, Option, Verb
 
 VERB = Verb(
@@ -65,7 +65,26 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
     keys = sorted(os.listdir(top)) if os.path.isdir(top) else []
     used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
     return [(f"sandbox {key} (no container is in it)", partial(destroy_sandbox, state.sandbox_dir(key)))
-            for key in keys if key not in used and not out_of_sight(state.sandbox_dir(key))]
+            for key in keys if key not in used and not _unreadable(state.sandbox_dir(key))
+            and not out_of_sight(state.sandbox_dir(key))]
+
+
+def _unreadable(directory: str) -> bool:
+    """Whether a container of the sandbox has a damaged record, or the sandbox or one of them is of another version."""
+    try:
+        containers = state.read_json(f"{directory}/sandbox.json")["containers"]
+    except (FileNotFoundError, Damaged):
+        return False  # nobody points to it
+    except StateError:
+        return True
+    for name, entry in containers.items():
+        try:
+            state.load_container(entry["root"], name)
+        except (NotFound, Foreign):
+            continue
+        except StateError:
+            return True
+    return False
 
 
 def _folders(context: Context) -> list[tuple[str, Callable[[], None]]]:

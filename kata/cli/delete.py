@@ -81,25 +81,29 @@ def _leave_sandbox(container: state.Container, force: bool) -> bool:
         with Client(container.proxy_socket) as client:
             return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
     except NotFound:
-        return _is_last(container)
+        return _is_last(container, force)
     except WrongState:
         raise
     except KataError:
         pass
     # No proxy answers.  If the machine lives with other containers in it, a new one has to do this.
-    if _is_last(container):
+    if _is_last(container, force):
         return True
-    from kata.revive import revive
+    from kata.revive import MachineGone, revive
 
     try:
         revive(container.sandbox_dir)
+    except MachineGone:
+        return True
     except KataError:
+        if not force:
+            raise
         return True
     try:
         with Client(container.proxy_socket) as client:
             return bool(client.request("delete", timeout=STOP_TIMEOUT, id=container.id, force=force)["last"])
     except NotFound:
-        return _is_last(container)
+        return _is_last(container, force)
     except WrongState:
         raise
     except KataError:
@@ -108,11 +112,15 @@ def _leave_sandbox(container: state.Container, force: bool) -> bool:
         return True  # a machine that nobody can drive
 
 
-def _is_last(container: state.Container) -> bool:
-    """Whether no other container is recorded in the sandbox."""
+def _is_last(container: state.Container, force: bool) -> bool:
+    """Whether no other container is recorded in the sandbox; with ``force`` also when that cannot be read."""
     try:
         recorded = state.read_json(f"{container.sandbox_dir}/sandbox.json")["containers"]
-    except (FileNotFoundError, KataError):
+    except FileNotFoundError:
+        return True
+    except Damaged:
+        if not force:
+            raise
         return True
     return not set(recorded) - {container.id}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kata import state
-from kata.cli import main
+from kata import revive, state
+from kata.cli import cleanup, main
 from kata.errors import HostError, InUse, NotFound, StateError, UsageError
 
 
@@ -22,12 +22,16 @@ from kata.errors import HostError, InUse, NotFound, StateError, UsageError
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(state, "DEFAULT_ROOT", str(tmp_path / "run/containers"))
+    monkeypatch.setattr(cleanup, "_folders", lambda _context: [])  # the host's own pool and templates
     return tmp_path
 
 
 def record(**changes: object) -> dict[str, object]:
     me = os.getpid()
-    return {"status": "running", "pid": me, "pid_start": state.start_time(me), "creator": me,
+    return {**dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
+                             "sandbox_id", "cgroup"), ""),
+            "sandbox_key": "key", "annotations": {}, "hooks": {"poststart": [], "poststop": []},
+            "status": "running", "pid": me, "pid_start": state.start_time(me), "creator": me,
             "creator_start": state.start_time(me), **changes}
 
 
@@ -72,6 +76,8 @@ def test_an_unknown_version_is_refused_and_hides_no_other(run_dir: Path) -> None
     Path(bad.dir, "state.json").write_text(json.dumps({**bad.record, "version": 99}))
     with pytest.raises(StateError, match="version 99"):
         state.load_container(root, "newer")
+    code, said = verb(Path(root), "delete", "--force", "newer")
+    assert code == 1 and "version 99" in said and Path(bad.dir, "state.json").exists()
     found = dict(state.list_containers(root))
     assert isinstance(found["newer"], StateError)
     assert not isinstance(found["good"], StateError)
@@ -114,13 +120,13 @@ def test_socket_paths_stay_short() -> None:
 
 
 CREATOR = """
-import os, sys
-from kata import state
+import json, os, sys
+from kata import revive, state
 from kata.errors import InUse
 state.RUN_DIR = sys.argv[1] + "/run"
 for _ in sys.stdin:
     try:
-        state.new_container(sys.argv[1] + "/root", "c", {"status": "creating", "winner": os.getpid()})
+        state.new_container(sys.argv[1] + "/root", "c", {**json.loads(sys.argv[2]), "winner": os.getpid()})
         print("won", flush=True)
     except InUse:
         print("lost", flush=True)
@@ -131,8 +137,8 @@ def test_of_many_creators_one_wins(run_dir: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with ExitStack() as stack:
         creators = [stack.enter_context(subprocess.Popen(
-            [sys.executable, "-S", "-c", CREATOR, str(run_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=environ, text=True)) for _ in range(6)]
+            [sys.executable, "-S", "-c", CREATOR, str(run_dir), json.dumps(record(status="creating"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, text=True)) for _ in range(6)]
         for _ in range(3):
             for creator in creators:
                 assert creator.stdin is not None
@@ -206,6 +212,72 @@ def test_a_name_in_two_roots_is_not_removed_from_either(run_dir: Path) -> None:
         assert main(["delete", "--force", "c"]) == 1
     assert "exists in several roots" in said.getvalue()
     assert (run_dir / "one/c").is_dir() and (run_dir / "two/c").is_dir()
+
+
+@pytest.mark.parametrize(("name", "value"), [("status", None), ("sandbox_key", None), ("hooks", 7), ("pid", [1]),
+                                             ("annotations", "x"), ("created", None)])
+def test_a_record_that_lacks_something_hides_no_other_and_can_be_removed(run_dir: Path, name: str,
+                                                                         value: object) -> None:
+    root = run_dir / "root"
+    for number in ("bad", "good"):
+        state.new_container(str(root), number, record(id=number, status="stopped", pid=0, pid_start=0))
+    whole = json.loads((root / "bad/state.json").read_text())
+    del whole[name]
+    (root / "bad/state.json").write_text(json.dumps(whole if value is None else whole | {name: value}))
+    for words in (["state", "bad"], ["list", "-f", "json"], ["kill", "bad"], ["delete", "bad"], ["cleanup", "-n"]):
+        _code, said = verb(root, *words)
+        assert "internal error" not in said
+        assert words[0] == "cleanup" or f"bad/state.json is damaged: {name}" in said
+    assert verb(root, "list", "-q")[1].endswith("good\n")
+    assert verb(root, "delete", "--force", "bad")[0] == 0 and not (root / "bad").exists()
+
+
+def sandbox(root: Path, *containers: str) -> Path:
+    """The folder of a sandbox without processes, which the containers are recorded in."""
+    folder = Path(state.sandbox_dir("key"))
+    folder.mkdir(parents=True)
+    state.write_json(f"{folder}/sandbox.json", {"version": state.VERSION, "id": "c", "root": str(root),
+                                                "containers": {c: {"root": str(root)} for c in containers}})
+    return folder
+
+
+def test_cleanup_leaves_sandboxes_of_containers_that_it_cannot_read(run_dir: Path) -> None:
+    folder = sandbox(run_dir / "root", "c", "gone")
+    container = state.new_container(str(run_dir / "root"), "c", record())
+    for text in ('{"version": 99}', "{", '{"version": 1}'):
+        Path(container.dir, "state.json").write_text(text)
+        assert verb(run_dir / "root", "cleanup")[0] == 0 and folder.is_dir()
+    state.remove_container(container)
+    code, said = verb(run_dir / "root", "cleanup")
+    assert code == 0 and "removing sandbox key (no container is in it)\n" in said and not folder.exists()
+
+
+def test_a_sandbox_of_another_version_is_left_alone(run_dir: Path) -> None:
+    folder = sandbox(run_dir / "root", "c")
+    state.new_container(str(run_dir / "root"), "c", record(status="stopped", pid=0, pid_start=0))
+    (folder / "sandbox.json").write_text('{"version": 99}')
+    for words in (["delete", "c"], ["delete", "--force", "c"], ["cleanup"]):
+        assert "version 99" in verb(run_dir / "root", *words)[1]
+        assert folder.is_dir() and (run_dir / "root/c").is_dir()
+
+
+def test_no_proxy_is_no_reason_to_end_the_others_machine(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a machine that is gone is the end of its sandbox; a proxy that is late is not."""
+    def late(_directory: str) -> None:
+        raise HostError("no proxy came up in time")
+
+    root = run_dir / "root"
+    folder = sandbox(root, "c", "other")
+    state.new_container(str(root), "c", record(status="stopped", pid=0, pid_start=0))
+    monkeypatch.setattr(revive, "revive", late)
+    code, said = verb(root, "delete", "c")
+    assert code == 1 and "no proxy came up in time" in said and folder.is_dir() and (root / "c").is_dir()
+
+    def gone(_directory: str) -> None:
+        raise revive.MachineGone("the machine is gone")
+
+    monkeypatch.setattr(revive, "revive", gone)
+    assert verb(root, "delete", "c")[0] == 0 and not folder.exists() and not (root / "c").exists()
 
 
 def test_folders_of_killed_verbs_are_found(run_dir: Path) -> None:
