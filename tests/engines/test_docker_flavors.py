@@ -12,6 +12,7 @@ from harness.bundle import SLEEPER
 from harness.dockerd import IMAGE, Docker
 from harness.proc import run
 from harness.runtime import Runtime
+from harness.userland import PROGRAMS, MountNamespace
 
 from .conftest import Start, host_file
 
@@ -98,18 +99,17 @@ def test_name_and_option_that_contradict(docker: Docker) -> None:
     assert "--flavor runv and the program name 'cc-runtime' ask for different flavors" in refused.stderr, refused
 
 
-def test_runtimes_by_options_of_the_daemon(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path,
-                                           rootfs: Path) -> None:
-    """As a host's systemd drop-in has them (``dockerd --add-runtime``), and links are all that was installed."""
-    folder, data = run_dir / "by-options", work_dir / "by-options"
-    folder.mkdir()
-    data.mkdir()
-    options = ["--add-runtime", f"tested={runtime.path}"]
+def test_drop_in(runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, rootfs: Path) -> None:
+    """A host's daemon.json and systemd drop-in (``dockerd --add-runtime``) as they were before the links came."""
+    links, folder, data = work_dir / "links", run_dir / "drop-in", work_dir / "drop-in"
+    for path in (links, folder, data):
+        path.mkdir()
     for name in ("cc-runtime", "runv"):
-        (folder / name).symlink_to(runtime.path)
-        options += ["--add-runtime", f"{name}={folder / name}"]
-    docker = Docker(runtime, f"{tag}o", folder, data, options=options)
-    (docker.run_dir / "daemon.json").write_text("{}")
+        (links / name).symlink_to(runtime.path)
+    host = MountNamespace(PROGRAMS, str(links))  # where they are in /usr/bin
+    options = ["--add-runtime", "runv=/usr/bin/runv"]
+    host.start()
+    docker = Docker(runtime, f"{tag}o", folder, data, options, {"cc-runtime": ["/usr/bin/cc-runtime"]}, host)
     try:
         docker.start(rootfs)
         for name in ("cc-runtime", "runv"):
@@ -118,3 +118,4 @@ def test_runtimes_by_options_of_the_daemon(runtime: Runtime, tag: str, run_dir: 
             docker("rm", "-f", name).ok()
     finally:
         docker.stop()
+        host.stop()

@@ -16,6 +16,7 @@ from .daemon import Daemon
 from .netns import NetworkNamespace
 from .proc import Result, environment, run, tagged
 from .runtime import Runtime
+from .userland import InsideNetwork, MountNamespace
 from .wait import eventually
 
 IMAGE = "busybox:test"
@@ -26,9 +27,12 @@ class Docker:
 
     def __init__(
         self, runtime: Runtime, tag: str, run_dir: Path, work_dir: Path, options: Sequence[str] = (),
-        others: Mapping[str, list[str]] | None = None,
+        others: Mapping[str, list[str]] | None = None, mounts: MountNamespace | None = None,
     ) -> None:  # fmt: skip
-        """:param others: further runtimes by name, each its path and arguments."""
+        """
+        :param others: further runtimes by name, each its path and arguments.
+        :param mounts: the mount namespace for the daemons, if it is not the host's.
+        """
         self.tag = tag
         self.runtime = runtime
         self.run_dir = run_dir / "d"
@@ -37,7 +41,7 @@ class Docker:
         self.cgroup_parent = f"/{tag}-docker"
         for path in (self.run_dir, self.data_dir):
             path.mkdir()
-        self.netns = NetworkNamespace(f"{tag}d")
+        self.netns = InsideNetwork(f"{tag}d", mounts) if mounts else NetworkNamespace(f"{tag}d")
         self.containerd = Containerd(self.run_dir / "c", self.data_dir / "containerd", self.netns)
         argv = [
             shutil.which("dockerd") or "dockerd",

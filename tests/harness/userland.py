@@ -1,9 +1,7 @@
-"""Another distribution's userland in a mount namespace of a worker's own.
+"""Mount namespaces of a worker's own: another distribution's userland, or further programs in /usr/bin.
 
-The namespace has a memory file system as root, /usr of a folder (read-only), a
-copy of its /etc, the host's /proc, /sys and /dev, and the places of the host
-that the tests need at the same paths.  A process that waits for its standard
-input to end holds it, so it vanishes with the test run, however that ends.
+A process that waits for its standard input to end holds one, so it vanishes
+with the test run, however that ends.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from pathlib import Path
 from .netns import NetworkNamespace
 from .proc import environment
 
-#: Arguments: an empty folder, the userland's folder, places.  Runs in a new mount namespace with private mounts.
-SETUP = """\
-set -eu
+#: Arguments: an empty folder, the userland's folder, places.
+USERLAND = """\
 root=$1 folder=$2
 shift 2
 mount -t tmpfs -o mode=755,size=64m userland "$root"
@@ -49,42 +46,35 @@ pivot_root . host
 cd /
 umount -l /host
 rmdir /host
-echo ready
-read -r end || true
 """
+#: Argument: a folder with programs.
+PROGRAMS = 'mount -t overlay -o "lowerdir=$1:/usr/bin" programs /usr/bin'
 
 
-class Userland:
-    """The namespace, from :meth:`start` to :meth:`stop`."""
+class MountNamespace:
+    """From :meth:`start` to :meth:`stop`; its mounts are private."""
 
-    def __init__(self, folder: Path, root: Path, places: Iterable[Path]) -> None:
-        """:param root: an empty folder, the mount point of the new root while it is made."""
-        self.folder = folder
-        self.root = root
-        self.places = _outermost(places)
+    def __init__(self, script: str, *arguments: str) -> None:
+        """:param script: of the shell; makes the mounts."""
+        self.command = ["sh", "-c", f"set -eu\n{script}\necho ready\nread -r end || true", "sh", *arguments]
         self.holder: subprocess.Popen[bytes] | None = None
-        self.lock = -1
 
     @property
     def pid(self) -> int:
         """The process that holds the namespace."""
-        assert self.holder, "the userland has not been started"
+        assert self.holder, "the namespace has not been started"
         return self.holder.pid
 
     def start(self) -> None:
-        self.root.mkdir(parents=True)
-        self.lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(self.lock, fcntl.LOCK_SH)  # nobody removes it meanwhile
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", SETUP, "userland"]
         self.holder = subprocess.Popen(
-            [*argv, str(self.root), str(self.folder), *map(str, self.places)],
+            ["unshare", "--mount", "--propagation", "private", *self.command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), cwd="/",
         )  # fmt: skip
         assert self.holder.stdout and self.holder.stderr
         if self.holder.stdout.readline() != b"ready\n":
             said = self.holder.stderr.read().decode(errors="replace")
             self.holder.wait(10)
-            raise AssertionError(f"the userland of {self.folder} cannot be entered:\n{said}")
+            raise AssertionError(f"the mount namespace cannot be made:\n{said}")
 
     def argv(self, *argv: str, net: Path | None = None) -> list[str]:
         """A command inside (and in network namespace ``net``)."""
@@ -101,15 +91,40 @@ class Userland:
             for stream in (holder.stdout, holder.stderr):
                 if stream:
                     stream.close()
+
+
+class Userland(MountNamespace):
+    """Another distribution's programs.
+
+    A memory file system as root, /usr of a folder (read-only), a copy of its
+    /etc, the host's /proc, /sys and /dev, and the places of the host that the
+    tests need at the same paths.
+    """
+
+    def __init__(self, folder: Path, root: Path, places: Iterable[Path]) -> None:
+        """:param root: an empty folder, the mount point of the new root while it is made."""
+        super().__init__(USERLAND, str(root), str(folder), *map(str, _outermost(places)))
+        self.folder = folder
+        self.root = root
+        self.lock = -1
+
+    def start(self) -> None:
+        self.root.mkdir(parents=True)
+        self.lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(self.lock, fcntl.LOCK_SH)  # nobody removes it meanwhile
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
 
 
 class InsideNetwork(NetworkNamespace):
-    """A network namespace whose commands run in a userland, too."""
+    """A network namespace whose commands run in a mount namespace, too."""
 
-    def __init__(self, name: str, userland: Userland) -> None:
+    def __init__(self, name: str, userland: MountNamespace) -> None:
         super().__init__(name)
         self.userland = userland
 
