@@ -27,6 +27,7 @@ import errno
 import os
 import shutil
 import stat
+from functools import partial
 from hashlib import sha256
 
 from kata.errors import HostError, KataError, StateError
@@ -36,7 +37,7 @@ from kata.state import full_disk, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
 FOLDER = "/var/lib/kata/changes"
@@ -437,10 +438,11 @@ def _stage(files: Sequence[Mapping[str, Any]], folder: str, which: Sequence[str]
                 _copy(kept, aside)
                 continue
             # As the file that it replaces, or as a new one.
-            model = f"{folder}/{OLD}-{f['number']}"
-            _copy(model if f["before"] else kept, aside, kept)
-            if not f["before"]:
-                os.chmod(aside, f["mode"])
+            if f["before"]:
+                _copy(f"{folder}/{OLD}-{f['number']}", aside, kept)
+            else:
+                with open(kept, "rb") as new:
+                    _write_file(aside, new.read(), partial(os.fchmod, mode=f["mode"]))
 
 
 def _unstage(files: Sequence[Mapping[str, Any]]) -> None:
@@ -463,11 +465,14 @@ def _put(file: Mapping[str, Any], state: str) -> None:
             pass
 
 
-def _write_file(path: str, data: bytes, mode: int = 0o600) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+def _write_file(path: str, data: bytes, finish: Callable[[int], None] | None = None) -> None:
+    """A file with ``data``, mode 0600 and ours unless ``finish`` makes the descriptor otherwise; flushed."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         while data:
             data = data[os.write(fd, data):]
+        if finish is not None:
+            finish(fd)
         os.fsync(fd)
     except OSError as e:
         e.filename = path
@@ -477,26 +482,31 @@ def _write_file(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def _copy(model: str, path: str, contents: str = "") -> None:
-    """``path`` becomes what ``model`` is: bytes (or those of ``contents``), mode, owner, times, attributes."""
-    with open(contents or model, "rb") as f:
-        _write_file(path, f.read())
-    meta = os.stat(model)
-    os.chown(path, meta.st_uid, meta.st_gid)
-    os.chmod(path, stat.S_IMODE(meta.st_mode))
-    for name in os.listxattr(model):
-        if name.startswith(_ATTRIBUTES):
-            try:
-                os.setxattr(path, name, os.getxattr(model, name))
-            except OSError as e:
-                if e.errno not in (errno.ENOTSUP, errno.EPERM):
-                    raise
-    if not contents:
-        os.utime(path, ns=(meta.st_atime_ns, meta.st_mtime_ns))
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """``path`` becomes what ``model`` is: bytes (or those of ``contents``), mode, owner, times, attributes.
+
+    By descriptors: the folder may be a user's, who could put a link in place of either.
+    """
+    of = os.open(model, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def liken(fd: int) -> None:
+        meta = os.fstat(of)
+        os.fchown(fd, meta.st_uid, meta.st_gid)
+        os.fchmod(fd, stat.S_IMODE(meta.st_mode))
+        for name in os.listxattr(of):
+            if name.startswith(_ATTRIBUTES):
+                try:
+                    os.setxattr(fd, name, os.getxattr(of, name))
+                except OSError as e:
+                    if e.errno not in (errno.ENOTSUP, errno.EPERM):
+                        raise
+        if not contents:
+            os.utime(fd, ns=(meta.st_atime_ns, meta.st_mtime_ns))
+
     try:
-        os.fsync(fd)
+        with open(contents or of, "rb", closefd=bool(contents)) as f:
+            _write_file(path, f.read(), liken)
     finally:
-        os.close(fd)
+        os.close(of)
 
 
 def _missing_folders(target: str) -> Iterator[str]:

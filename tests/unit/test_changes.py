@@ -185,6 +185,30 @@ def test_what_cannot_be_changed_is_refused(host: Path) -> None:
                                             change("/alone", b"y", sysroot=sysroot)])
 
 
+@pytest.mark.parametrize("name", ["there", "new"])
+def test_links_that_a_folders_owner_makes_meanwhile_are_not_followed(host: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                     name: str) -> None:
+    """Whoever may write to the folder can replace the copy beside a file as soon as it is there."""
+    secret = host / "secret"
+    secret.write_bytes(b"secret")
+    secret.chmod(0o600)
+    (host / "home").mkdir()
+    (host / "home/there").write_bytes(b"old")
+    (host / "home/there").chmod(0o666)
+    real_fsync = os.fsync
+
+    def swapping(fd: int) -> None:
+        real_fsync(fd)
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path.parent == host / "home" and path.name.startswith(".kata-"):
+            path.unlink()
+            path.symlink_to(secret)
+
+    monkeypatch.setattr(os, "fsync", swapping)
+    Changes(str(host / "sets")).apply("s", [change(f"/home/{name}", b"new", sysroot=str(host), mode=0o644)])
+    assert secret.stat().st_mode & 0o777 == 0o600 and secret.read_bytes() == b"secret"
+
+
 def test_links_lead_nowhere_outside_the_sysroot(host: Path) -> None:
     (host / "up").symlink_to("../../../../etc/passwd")
     (host / "abs").symlink_to("/etc/passwd")
