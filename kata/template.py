@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 MAKING = ".making"
+KEY_SIZE = 24  #: hex digits
 
 
 def base_machine(plan: SandboxPlan) -> MachinePlan:
@@ -42,7 +43,12 @@ def key(plan: SandboxPlan) -> str:
     files = [_identity(path) for path in (_program(machine.qemu_path), machine.kernel, machine.initrd,
                                           machine.image, machine.firmware) if path]
     text = dumps([FORMAT, to_json(machine), files, plan.agent_transport, _processor()])
-    return hexdigest(text)[:24]
+    return hexdigest(text)[:KEY_SIZE]
+
+
+def _is_key(name: str) -> bool:
+    """Whether a folder beside the templates is one: the place is a configuration's, and may hold others."""
+    return len(name) == KEY_SIZE and not name.strip("0123456789abcdef")
 
 
 def _program(name: str) -> str:
@@ -157,7 +163,8 @@ def discard(plan: SandboxPlan) -> None:
 def unfinished(path: str) -> list[str]:
     """Folders of makers below ``path``, also of those at work."""
     with suppress(FileNotFoundError):
-        return sorted(f"{path}/{name}" for name in os.listdir(path) if name.endswith(MAKING))
+        return sorted(f"{path}/{name}" for name in os.listdir(path)
+                      if name.endswith(MAKING) and _is_key(name.removesuffix(MAKING)))
     return []
 
 
@@ -185,7 +192,7 @@ def _drop_others(path: str, keep: str, most: int = 3) -> None:
     found = []
     for name in os.listdir(path):
         with suppress(OSError):
-            if name != keep and os.path.isdir(f"{path}/{name}"):
+            if name != keep and _is_key(name):
                 found.append((os.stat(f"{path}/{name}").st_mtime_ns, name))
     for _time, name in sorted(found, reverse=True)[most - 1 :]:
         _remove(f"{path}/{name}")
@@ -194,7 +201,7 @@ def _drop_others(path: str, keep: str, most: int = 3) -> None:
 def list_templates(path: str) -> list[str]:
     """Keys of the templates below ``path``."""
     with suppress(FileNotFoundError):
-        return sorted(n for n in os.listdir(path) if os.path.exists(f"{path}/{n}/template.json"))
+        return sorted(n for n in os.listdir(path) if _is_key(n) and os.path.exists(f"{path}/{n}/template.json"))
     return []
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAKING, ENDING = ".new-", ".old-"
+KEY_SIZE = 16  #: hex digits
 LOCK = "lock"  #: held by the keeper for as long as it lives; its pid is in it
 WANTED = "wanted"  #: written to by who found no machine
 
@@ -36,7 +37,7 @@ WANTED = "wanted"  #: written to by who found no machine
 def key(plan: SandboxPlan) -> str:
     """Names the machines that serve ``plan``: all that is fixed before a claim is equal."""
     text = dumps([template.key(plan), plan.guest_hook_path, plan.kernel_modules, plan.shared_pidns])
-    return hexdigest(text)[:16]
+    return hexdigest(text)[:KEY_SIZE]
 
 
 def base_plan(plan: SandboxPlan) -> SandboxPlan:
@@ -45,17 +46,23 @@ def base_plan(plan: SandboxPlan) -> SandboxPlan:
 
 
 def machines(path: str) -> list[str]:
-    """Directories of the machines in the pool at ``path``, sorted."""
-    with suppress(FileNotFoundError):
-        return [f"{path}/{name}" for name in sorted(os.listdir(path)) if not name.startswith(".") and "." in name]
+    """Directories of the machines in the pool at ``path``, sorted; what else may be there is not ours."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [f"{path}/{name}" for name in sorted(os.listdir(path)) if _names_machine(name)]
     return []
 
 
 def half_made(path: str) -> list[str]:
     """Directories of machines that are being made or ended, or whose keeper was killed meanwhile."""
-    with suppress(FileNotFoundError):
-        return [f"{path}/{name}" for name in sorted(os.listdir(path)) if name.startswith((MAKING, ENDING))]
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [f"{path}/{name}" for name in sorted(os.listdir(path))
+                if name.startswith((MAKING, ENDING)) and _names_machine(name[len(MAKING):])]
     return []
+
+
+def _names_machine(name: str) -> bool:
+    head, dot, _rest = name.partition(".")
+    return bool(dot) and len(head) == KEY_SIZE and not head.strip("0123456789abcdef")
 
 
 def key_of(machine: str) -> str:

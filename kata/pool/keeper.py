@@ -83,7 +83,7 @@ def keeper_of(path: str) -> int:
     """The keeper's pid, 0 if none is at work on the pool at ``path``."""
     try:
         fd = os.open(f"{path}/{pool.LOCK}", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -97,3 +97,21 @@ def test_dead_machines_are_left_overs(plan: SandboxPlan) -> None:
     dead = machine(plan, "a")
     assert keeper.left_over(plan.pool_path) == [str(dead)]
     assert keeper.keeper_of(plan.pool_path) == 0
+
+
+def test_what_is_no_machine_and_no_template_is_left_alone(plan: SandboxPlan, tmp_path: Path) -> None:
+    """The two places are a configuration's, and may hold what is somebody else's: a socket, folders of a user."""
+    for place in (plan.pool_path, plan.template_path):
+        for name in ("notes.d", "data", ".old-mine", "work.making", "f" * 30):
+            (Path(place) / name).mkdir(parents=True)
+        (Path(place) / "cache.sock").write_text("")
+    assert keeper.left_over(plan.pool_path) == [] and keeper.stop(plan.pool_path) == 0
+    assert template.unfinished(plan.template_path) == []
+    for number in range(4):
+        (Path(plan.template_path) / f"{number:024x}").mkdir()
+    with template.making(plan, wait=False) as folder:
+        assert folder is not None
+    left = {path.name for path in Path(plan.template_path).iterdir()}
+    assert left >= {"notes.d", "data", ".old-mine", "work.making", "f" * 30, template.key(plan)} and len(left) == 10
+    socket = f"{plan.pool_path}/cache.sock"  # where Kata 1.x's configuration has a socket
+    assert keeper.left_over(socket) == [] and not pool.take(replace(plan, pool_path=socket), str(tmp_path / "x"))
