@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import kata
 import kata_agent
@@ -110,13 +111,24 @@ def _environment() -> Mapping[str, str]:
 
 
 def write_pid_file(path: str, pid: int) -> None:
-    """Write ``pid`` aside and rename, so that a reader sees a whole number or no file."""
+    """Write ``pid`` aside and rename, so that a reader sees a whole number or no file.
+
+    The folder may be anybody's: nothing that is there is written to.
+    """
     aside = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
     try:
-        with open(aside, "w", encoding="ascii") as f:
-            f.write(str(pid))
-        os.rename(aside, path)
+        with suppress(FileNotFoundError):
+            os.unlink(aside)
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with open(fd, "w", encoding="ascii") as f:
+                f.write(str(pid))
+            os.rename(aside, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(aside)
+            raise
     except OSError as e:
-        raise HostError(f"cannot write the pid file {path}: {e.strerror}") from e
+        raise HostError(f"cannot write the pid file {path}: {e.strerror}", state.full_disk(e)) from e
 
 

@@ -294,7 +294,7 @@ def stale_folders() -> list[str]:
     for root in known_roots():
         for name in _names(root):
             pid = name[len(_NEW):]
-            if name.startswith((_NEW, _OLD)) and pid.isdigit() and not start_time(int(pid)):
+            if name.startswith((_NEW, _OLD)) and pid.isdecimal() and not start_time(int(pid)):
                 found.append(f"{root}/{name}")
     return found
 

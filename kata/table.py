@@ -115,7 +115,7 @@ def parse(options: Sequence[Option], arguments: Sequence[Argument], passthrough:
         if option.kind == MANY:
             values[option.key] = (*values[option.key], attached)
         elif option.kind == INT:
-            if not attached.lstrip("-").isdigit():
+            if not attached.removeprefix("-").isdecimal():
                 return None
             values[option.key] = int(attached)
         else:

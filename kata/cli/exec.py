@@ -134,11 +134,11 @@ def _user(user: dict[str, Any], text: str, groups: tuple[str, ...]) -> dict[str,
     user = dict(user)
     if text:
         uid, _, gid = text.partition(":")
-        if not uid.isdigit() or (gid and not gid.isdigit()):
+        if not uid.isdecimal() or (gid and not gid.isdecimal()):
             raise UsageError(f"--user {text} is not UID or UID:GID", "give numbers; names are the engine's to resolve")
         user = {"uid": int(uid), "gid": int(gid) if gid else 0}
     if groups:
-        if not all(g.isdigit() for g in groups):
+        if not all(g.isdecimal() for g in groups):
             raise UsageError(f"--additional-gids {' '.join(groups)}: not all are numbers")
         user["additionalGids"] = [*user.get("additionalGids", ()), *map(int, groups)]
     return user
@@ -168,7 +168,11 @@ def _by_shim(args: Namespace, container: state.Container, client: Client, exec_i
     from kata.spawn import reap
 
     terminal = bool(process.get("terminal"))
-    network = os.open(f"/proc/{container.record['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        network = os.open(f"/proc/{container.record['pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as e:
+        raise WrongState(f"Container {container.id} is not ready or running", "it has just ended",
+                         values={"id": container.id, "status": "stopped", "verb": "exec"}) from e
     try:
         pid = start_shim(
             container.proxy_socket, container.id, exec_id, process["args"], terminal=terminal, network=network,
@@ -179,7 +183,13 @@ def _by_shim(args: Namespace, container: state.Container, client: Client, exec_i
     finally:
         os.close(network)
     if args["pid_file"]:
-        write_pid_file(args["pid_file"], pid)
+        try:
+            write_pid_file(args["pid_file"], pid)
+        except BaseException:  # nobody would know of the process
+            from kata.teardown import end_process
+
+            end_process(pid, state.start_time(pid))
+            raise
     if args["detach"]:
         return 0
     from kata.cli.run import carried, raw_terminal

@@ -36,12 +36,12 @@ def run(context: Context, args: Namespace) -> int:
 
 def signal_number(text: str) -> int:
     """:raise UsageError: it is no signal."""
-    if text.isdigit() and 1 <= int(text) <= MAX_SIGNAL:
+    if text.isdecimal() and 1 <= int(text) <= MAX_SIGNAL:
         return int(text)
     name = text.upper()
     name = name if name.startswith("SIG") else f"SIG{name}"
     base, plus, offset = name.replace("SIGRTMIN+", "RTMIN+").partition("+")
-    if plus and base == "RTMIN" and offset.isdigit() and int(offset) <= MAX_SIGNAL - signal.SIGRTMIN:
+    if plus and base == "RTMIN" and offset.isdecimal() and int(offset) <= MAX_SIGNAL - signal.SIGRTMIN:
         return int(signal.SIGRTMIN) + int(offset)
     number = None if name.startswith("SIG_") else getattr(signal, name, None)
     if not isinstance(number, int):

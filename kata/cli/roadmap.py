@@ -43,7 +43,7 @@ def run(context: Context, args: Namespace) -> int:
 def change(context: Context, text: str) -> int:
     """Set the phase; from the second one on, unified is the default."""
     by_name = {name: phase for phase, name in flavors.PHASE_NAMES.items()}
-    phase = by_name.get(text) or (int(text) if text.isdigit() else 0)
+    phase = by_name.get(text) or (int(text) if text.isdecimal() else 0)
     if phase not in flavors.PHASES:
         known = ", ".join(f"{p} ({n})" for p, n in flavors.PHASE_NAMES.items())
         raise UsageError(f"there is no phase {text!r}", f"it is one of {known}")

@@ -10,7 +10,7 @@ from kata.cli.context import Context
 from kata.cli.create import COMMON, create
 from kata.cli.delete import delete
 from kata.cli.start import start
-from kata.errors import KataError
+from kata.errors import KataError, NotFound
 from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -46,7 +46,8 @@ def run(context: Context, args: Namespace) -> int:
     context.log.phase("its process has ended")
     context.collect_phases(container)
     if not args["keep"]:
-        delete(context, context.container(container.id), True)
+        with suppress(NotFound):  # somebody else has deleted it: the exit code is ours to tell all the same
+            delete(context, context.container(container.id), True)
         context.log.phase("deleted")
     return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 

@@ -121,6 +121,6 @@ def _free(taken: list[str]) -> str:
 
 
 def _mtu(args: Namespace) -> int:
-    if args["mtu"] and not args["mtu"].isdigit():
+    if args["mtu"] and not args["mtu"].isdecimal():
         raise UsageError(f"--mtu {args['mtu']} is no number of bytes")
     return int(args["mtu"] or 0)

@@ -1,0 +1,68 @@
+"""What verbs do where a container, a file or a word is not what it should be, without any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kata import state
+from kata.cli import main
+from kata.cli import run as run_verb
+from kata.daemons import write_pid_file
+from kata.errors import HostError, NotFound
+
+
+@pytest.mark.parametrize("words", [
+    ["exec", "--preserve-fds=--5", "c", "x"], ["exec", "--preserve-fds", "²", "c", "x"], ["kill", "c", "²"],
+    ["kill", "c", "RTMIN+²"], ["exec", "-u", "²", "c", "x"], ["exec", "-u", "1:²", "c", "x"],
+    ["exec", "-g", "²", "c", "x"], ["roadmap", "set", "²"]])
+def test_what_is_no_number_is_no_defect(words: list[str], tmp_path: Path) -> None:
+    me = os.getpid()
+    container = state.new_container(str(tmp_path), "c", {
+        **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
+                         "sandbox_id", "sandbox_key", "cgroup"), ""), "annotations": {}, "hooks": {}, "creator": 0,
+        "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me)})
+    state.write_json(f"{container.dir}/process.json", {"version": state.VERSION, "process": {}, "extras": {}})
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(["--root", str(tmp_path), *words]) == 1
+    assert "internal error" not in said.getvalue()
+
+
+def test_a_pid_file_is_whole_or_absent_and_no_link_is_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / f".pid.{os.getpid()}").symlink_to(secret)
+    write_pid_file(f"{tmp_path}/pid", 7)
+    assert (tmp_path / "pid").read_text() == "7" and not (tmp_path / "pid").is_symlink()
+    assert secret.read_text() == "secret"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(HostError, match="cannot write the pid file .*folder: Is a directory"):
+        write_pid_file(f"{tmp_path}/folder", 7)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pid", "secret"]
+
+
+def test_a_container_that_somebody_else_deletes_still_ends_with_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deleted:
+        log = SimpleNamespace(phase=lambda _name: None)
+
+        def container(self, name: str) -> Any:
+            raise NotFound(name)
+
+        def collect_phases(self, _container: Any) -> None:
+            pass
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(42)
+    made = SimpleNamespace(id="c", record={"pid": pid, "terminal": False})
+    monkeypatch.setattr(run_verb, "create", lambda *_args, **_named: made)
+    monkeypatch.setattr(run_verb, "start", lambda *_args: None)
+    args = {"detach": False, "console_socket": "", "console": "", "keep": False}
+    assert run_verb.run(Deleted(), args) == 42  # type: ignore[arg-type]
