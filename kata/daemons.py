@@ -13,7 +13,7 @@ from kata.errors import HostError
 from kata.jsontext import dumps
 from kata.network import netns
 from kata.spawn import spawn
-from kata.wire import listening_socket
+from kata.wire import UnixSocket, listening_socket
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHIM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shim.py")
 PROXY_LISTENER = 3
+CONSOLE_TIMEOUT = 10.0  #: seconds
 
 
 def start_proxy(directory: str, network: int, join_cgroup: Callable[[], None], *, resume: bool = False,
@@ -74,23 +75,41 @@ def start_factory(plan: Mapping[str, Any], path: str, *, wait: bool = False) -> 
         os.close(given)
 
 
-def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, terminal: bool, console_socket: str,
+def dial_console(path: str) -> UnixSocket:
+    """A connection to a ``--console-socket``.
+
+    :raise HostError: nobody listens there.
+    """
+    sock = UnixSocket()
+    sock.settimeout(CONSOLE_TIMEOUT)
+    try:
+        sock.connect(path)
+    except OSError as e:
+        sock.close()
+        raise HostError(f"cannot reach the console socket {path}: {e.strerror or e}") from e
+    sock.settimeout(None)
+    return sock
+
+
+def start_shim(path: str, container: str, exec_id: str, args: Sequence[str], *, terminal: bool, console_socket: int,
                network: int, join_cgroup: Callable[[], None], console: str = "", foreground: bool = False,
                connection: int = -1) -> int:
     """Start a shim with the caller's stdio; return its pid.
 
     :param args: the process's arguments: how the shim looks in ``ps``.
+    :param console_socket: what takes the terminal's master, connected; -1: the terminal is not the shim's to make.
     :param connection: an open connection to the proxy that it goes on with.
     """
     def prepare() -> None:
         join_cgroup()
         netns.enter(network)
 
-    argv = [sys.executable, "-I", "-S", SHIM, path, container, exec_id, "1" if terminal else "0", console_socket,
-            console, str(connection) if connection >= 0 else "-", *args]
-    stdio = (-1, -1, -1) if console_socket else (0, 1, 2)
-    return spawn(argv, stdio=stdio, keep=[connection] if connection >= 0 else [], session=not foreground, cwd="/",
-                 env=_environment(), before_exec=prepare)
+    argv = [sys.executable, "-I", "-S", SHIM, path, container, exec_id, "1" if terminal else "0",
+            str(console_socket) if console_socket >= 0 else "", console, str(connection) if connection >= 0 else "-",
+            *args]
+    stdio = (-1, -1, -1) if console_socket >= 0 else (0, 1, 2)
+    return spawn(argv, stdio=stdio, keep=[fd for fd in (connection, console_socket) if fd >= 0],
+                 session=not foreground, cwd="/", env=_environment(), before_exec=prepare)
 
 
 def _program(module: str, *words: str) -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from kata import OCI_VERSION, cgroups, pool, state
 from kata.contract import Backend, ContainerPlan, InvocationOptions, RuntimeConfig, SandboxPlan
-from kata.daemons import places, start_proxy, start_shim, write_pid_file
+from kata.daemons import dial_console, places, start_proxy, start_shim, write_pid_file
 from kata.errors import HostError, InUse, KataError, NotFound, ProxyGone
 from kata.guestspec.mounts import SHARED
 from kata.hooks import run_hooks
@@ -245,7 +245,7 @@ class Creation:
         def prepare() -> None:  # recorded before it executes, so that it is found whatever is killed
             container.update(pid=os.getpid(), pid_start=state.start_time(os.getpid()))
             self.cgroup.join()
-            enter_view(view, [self.directory, self.root, state.RUN_DIR, self.console_socket, self.console, *places(),
+            enter_view(view, [self.directory, self.root, state.RUN_DIR, self.console, *places(),
                               sys.prefix, sys.base_prefix])
 
         try:
@@ -254,9 +254,13 @@ class Creation:
             close_view(view)
 
     def _start_shim(self, network: int, prepare: Callable[[], None]) -> int:
-        return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id, self.bundle.args,
-                          terminal=self.bundle.terminal, console_socket=self.console_socket, console=self.console,
-                          foreground=self.foreground, network=network, join_cgroup=prepare)
+        with ExitStack() as close:
+            console_socket = -1
+            if self.console_socket:
+                console_socket = close.enter_context(dial_console(self.console_socket)).fileno()
+            return start_shim(f"{self.directory}/proxy.sock", self.bundle.id, self.bundle.id, self.bundle.args,
+                              terminal=self.bundle.terminal, console_socket=console_socket, console=self.console,
+                              foreground=self.foreground, network=network, join_cgroup=prepare)
 
     def _hooks(self, network: int) -> None:
         oci_state = self._oci_state("creating")

@@ -384,13 +384,13 @@ class Shim:
             raise KataError("the sandbox's proxy is gone, and no other came up", "see proxy.log of the sandbox")
 
 
-def open_console(console_socket: str) -> int:
-    """Make a pseudo terminal, send its master to ``console_socket``; return the slave.
+def open_console(console_socket: int) -> int:
+    """Make a pseudo terminal, send its master over ``console_socket``, which is connected; return the slave.
 
     The slave becomes the controlling terminal, so that a resize by the engine
     arrives as SIGWINCH, and is raw: the guest's terminal does the line editing.
 
-    :raise OSError: nobody listens there.
+    :raise OSError: the other end is gone.
     """
     import fcntl
     import socket
@@ -398,8 +398,7 @@ def open_console(console_socket: str) -> int:
     import tty
 
     master, slave = os.openpty()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.connect(console_socket)
+    with socket.socket(fileno=console_socket) as sock:
         socket.send_fds(sock, [os.ttyname(slave).encode()], [master])
     os.close(master)
     tty.setraw(slave, termios.TCSANOW)
@@ -439,14 +438,14 @@ def set_title(args: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """``shim.py PATH CONTAINER EXEC-ID TERMINAL CONSOLE-SOCKET CONSOLE CONNECTION-FD ARGS...``."""
+    """``shim.py PATH CONTAINER EXEC-ID TERMINAL CONSOLE-SOCKET-FD CONSOLE CONNECTION-FD ARGS...``."""
     path, container, exec_id, terminal, console_socket, console, connection = argv[:7]
     with open("/proc/self/comm", "w") as f:
         f.write("kata-shim")
     set_title(argv[7:])
     sock = _socket.socket(fileno=int(connection)) if connection != "-" else None
     try:
-        tty_fd = open_console(console_socket) if console_socket else use_console(console) if console else -1
+        tty_fd = open_console(int(console_socket)) if console_socket else use_console(console) if console else -1
         return Shim(path, container, exec_id, terminal=terminal == "1", tty_fd=tty_fd, connection=sock).run()
     except NeverMade:
         return 255

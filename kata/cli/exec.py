@@ -68,19 +68,31 @@ def run(context: Context, args: Namespace) -> int:
     if args["console"] and (args["console_socket"] or not terminal):
         raise UsageError("--console goes with a terminal and without a --console-socket",
                          "add --tty, or leave --console out")
+    if args["console_socket"] and not terminal:
+        raise UsageError("--console-socket is given, but the process has no terminal", "add --tty, or leave it out")
     console = console_path(args["console"])
     if terminal and "consoleSize" not in process and not args["console_socket"]:
         process |= _size(console)
     exec_id = f"exec-{os.urandom(8).hex()}"
     context.log.phase("process checked")
-    with context.proxy(container) as client:
-        client.request("exec", timeout=_PAUSED if args["ignore_paused"] else 90, id=container.id, exec_id=exec_id,
-                       process=process, extras=extras, ignore_paused=args["ignore_paused"])
-        context.log.phase("runs in the guest")
-        if args["detach"] or args["console_socket"] or args["pid_file"]:
-            code = _by_shim(args, container, client, exec_id, process, console)
-        else:
-            code = _here(container, client, exec_id, terminal, console)
+    dialled = None
+    if args["console_socket"]:
+        from kata.daemons import dial_console
+
+        dialled = dial_console(args["console_socket"])  # before anything runs that nobody could see
+    try:
+        with context.proxy(container) as client:
+            client.request("exec", timeout=_PAUSED if args["ignore_paused"] else 90, id=container.id, exec_id=exec_id,
+                           process=process, extras=extras, ignore_paused=args["ignore_paused"])
+            context.log.phase("runs in the guest")
+            if args["detach"] or dialled is not None or args["pid_file"]:
+                code = _by_shim(args, container, client, exec_id, process, console,
+                                -1 if dialled is None else dialled.fileno())
+            else:
+                code = _here(container, client, exec_id, terminal, console)
+    finally:
+        if dialled is not None:
+            dialled.close()
     context.log.phase("shim started" if args["detach"] else "its process has ended")
     context.collect_phases(container)
     return code
@@ -162,7 +174,7 @@ def _cgroup(paths: tuple[str, ...]) -> str:
 
 
 def _by_shim(args: Namespace, container: state.Container, client: Client, exec_id: str,
-             process: dict[str, Any], console: str) -> int:
+             process: dict[str, Any], console: str, console_socket: int) -> int:
     from kata import cgroups
     from kata.daemons import start_shim, write_pid_file
     from kata.spawn import reap
@@ -176,8 +188,7 @@ def _by_shim(args: Namespace, container: state.Container, client: Client, exec_i
     try:
         pid = start_shim(
             container.proxy_socket, container.id, exec_id, process["args"], terminal=terminal, network=network,
-            console_socket=os.path.abspath(args["console_socket"]) if args["console_socket"] else "",
-            console=console,
+            console_socket=console_socket, console=console,
             join_cgroup=cgroups.at(container.record["cgroup"]).join, foreground=not args["detach"],
             connection=client.sock.fileno())
     finally:

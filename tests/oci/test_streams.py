@@ -250,3 +250,17 @@ def test_terminal_and_socket_belong_together(oci: Oci, terminal: bool) -> None:
         options = [] if terminal else ["--console-socket", str(socket.path)]
         refused = c.launch_verb("create", *options).fails(1)
         assert refused.stderr.strip(), refused
+
+
+def test_nobody_at_the_console_socket(oci: Oci, shared: Container) -> None:
+    """A terminal that nobody takes is an error before anything runs; a process without its pid file is ended."""
+    nobody = ["--console-socket", str(oci.run_dir / "nobody.sock")]
+    bundle = oci.bundle()
+    bundle.process["terminal"] = True
+    with oci.container(bundle) as c:
+        refused = c.launch_verb("create", *nobody).fails(1)
+        assert "nobody.sock" in refused.stderr, refused
+    for options in (["--tty", *nobody], ["--pid-file", str(oci.run_dir / "no/such")]):
+        refused = oci.verb("exec", "--detach", *options, shared.id, "sleep", "777", timeout=30)
+        assert refused.rc in (1, 255) and refused.stderr.strip(), refused
+        assert "sleep 777" not in oci.verb("ps", shared.id).ok().stdout

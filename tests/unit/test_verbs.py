@@ -43,7 +43,7 @@ def test_a_pid_file_is_whole_or_absent_and_no_link_is_followed(tmp_path: Path) -
     assert (tmp_path / "pid").read_text() == "7" and not (tmp_path / "pid").is_symlink()
     assert secret.read_text() == "secret"
     (tmp_path / "folder").mkdir()
-    with pytest.raises(HostError, match="cannot write the pid file .*folder: Is a directory"):
+    with pytest.raises(HostError, match=r"cannot write the pid file .*folder: Is a directory"):
         write_pid_file(f"{tmp_path}/folder", 7)
     assert sorted(os.listdir(tmp_path)) == ["folder", "pid", "secret"]
 
