@@ -81,9 +81,8 @@ def dial_console(path: str) -> UnixSocket:
     :raise HostError: nobody listens there.
     """
     sock = UnixSocket()
-    sock.settimeout(CONSOLE_TIMEOUT)
     try:
-        sock.connect(path)
+        sock.dial(path, CONSOLE_TIMEOUT)
     except OSError as e:
         sock.close()
         raise HostError(f"cannot reach the console socket {path}: {e.strerror or e}") from e

@@ -63,8 +63,11 @@ def _revive(directory: str) -> None:
 
 def _answers(path: str) -> bool:
     with UnixSocket() as sock:
+        sock.setblocking(False)
         try:
             sock.connect(path)
+        except BlockingIOError:
+            return True  # somebody is there, who has much to do
         except OSError:
             return False
     return True

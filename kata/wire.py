@@ -150,13 +150,17 @@ class Client:
     """A verb's connection to a proxy: one request, one answer, at a time.
 
     :raise ProxyGone: there is nobody at ``path``, or the peer went away.
+    :raise HostError: somebody is there, but takes no connection in time.
     """
 
     def __init__(self, path: str, timeout: float = 30.0) -> None:
         self.sock = UnixSocket()
-        self.sock.settimeout(timeout)
         try:
-            self.sock.connect(path)
+            self.sock.dial(path, timeout)
+        except BlockingIOError as e:
+            self.sock.close()
+            raise HostError(f"the sandbox's proxy at {path} took no connection within {timeout:g} s",
+                            "see proxy.log of the sandbox") from e
         except OSError as e:
             self.sock.close()
             raise ProxyGone(f"cannot reach the sandbox's proxy at {path}: {e.strerror}") from e
@@ -207,6 +211,19 @@ class UnixSocket(_socket.socket):
 
     def __init__(self) -> None:
         super().__init__(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+
+    def dial(self, path: str, timeout: float) -> None:
+        """Connect, if need be when those who wait already are through.
+
+        :raise BlockingIOError: they are not in time.
+        :raise OSError: nobody listens.
+        """
+        # With settimeout() the socket does not block, and a full queue is an error at once: connect(2), EAGAIN.
+        whole, part = divmod(timeout, 1)
+        self.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("ll", int(whole), int(part * 1e6)))
+        self.connect(path)
+        self.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, bytes(struct.calcsize("ll")))  # a shim goes on with it
+        self.settimeout(timeout)
 
     def __enter__(self) -> UnixSocket:
         return self

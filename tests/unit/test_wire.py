@@ -6,14 +6,17 @@ import asyncio
 import os
 import socket
 import threading
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kata import wire
-from kata.errors import GuestError, NotFound, ProxyGone
+from kata.errors import GuestError, HostError, NotFound, ProxyGone
 from kata.proxy.control import Connection
+from kata.revive import _answers
 
 
 @given(st.lists(st.tuples(st.sampled_from([wire.DATA, wire.ACK, wire.EXIT]), st.integers(0, 255),
@@ -69,6 +72,25 @@ def test_descriptors_arrive_before_their_request() -> None:
 def test_nobody_there_is_named(tmp_path: object) -> None:
     with pytest.raises(ProxyGone, match="cannot reach the sandbox's proxy at"):
         wire.Client(f"{tmp_path}/proxy.sock")
+
+
+def test_who_has_much_to_do_is_there(tmp_path: Path) -> None:
+    """A queue of connections that is full is waited for: it is no reason to start another proxy."""
+    path = f"{tmp_path}/proxy.sock"
+    with wire.listening_socket(path) as listener, ExitStack() as waiting:
+        with pytest.raises(BlockingIOError):
+            while True:
+                other = waiting.enter_context(wire.UnixSocket())
+                other.setblocking(False)
+                other.connect(path)
+        assert _answers(path)
+        with pytest.raises(HostError, match=r"took no connection within 0\.02 s") as e:
+            wire.Client(path, 0.02)
+        assert not isinstance(e.value, ProxyGone)
+        accepting = threading.Thread(target=lambda: os.close(listener._accept()[0]))
+        accepting.start()
+        wire.Client(path, 20).sock.close()
+        accepting.join()
 
 
 def test_frames_right_behind_the_request_they_depend_on_are_kept() -> None:
