@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """:func:`main` as a process: its end without the interpreter's own, which takes a fifth of a short verb."""
+    _open_streams()
     try:
         code = main()
     except SystemExit as e:
@@ -104,6 +105,18 @@ def program() -> NoReturn:
         os.write(2, f"kata: cannot write the output: {e.strerror}\n".encode())
         code = code or 1
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """A standard stream that the caller has closed is /dev/null: its number would be that of the next file opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            fd = os.open("/dev/null", os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 def _main(program: str, words: list[str]) -> int:

@@ -39,3 +39,20 @@ def test_output_that_nobody_takes(words: list[str]) -> None:
     code, stderr = kata(*words, stdout=send)
     os.close(send)
     assert (code, stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_the_caller_has_closed(closed: str, tmp_path: Path) -> None:
+    """Their numbers must not become those of sockets, whose bytes would be taken for input and output."""
+    seen = tmp_path / "seen"
+    look = ("def main():\n import os, sys\n fds = [os.readlink(f'/proc/self/fd/{n}') for n in range(3)]\n"
+            " print('out'); sys.stderr.write('err'); sys.stdin.read()\n"
+            f" return open({str(seen)!r}, 'w').write(' '.join(fds)) and 7\n")
+    program = f"{look}import kata.cli\nkata.cli.main = main\nkata.cli.program()"
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "-", sys.executable, "-I", "-S", "-c",
+                           f"import sys; sys.path += {PLACES!r}\n{program}"], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7 and "Traceback" not in done.stderr
+    found = seen.read_text().split()
+    assert all(found[int(part[0])] == "/dev/null" for part in closed.split())
+    assert done.stdout == ("" if "1>" in closed else "out\n") and done.stderr == ("" if "2>" in closed else "err")
