@@ -116,7 +116,7 @@ def _open_streams() -> None:
                 os.dup2(fd, number)
                 os.close(fd)
             os.set_inheritable(number, True)
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def _main(program: str, words: list[str]) -> int:
