@@ -26,8 +26,9 @@ PAGE = 4096
 PAGE_STRUCT = 64  #: bytes of a struct page
 RAM = 1  #: PFN_MODE_RAM: the struct pages are in the guest's memory
 
-#: File systems that can be mounted with DAX: where they have their magic number, and what it is.
-FILE_SYSTEMS = {"erofs": (1024, b"\xe2\xe1\xf5\xe0"), "ext4": (1080, b"\x53\xef")}
+#: File systems that can be mounted with DAX, if their blocks are pages: where that is written (magic number, logarithm
+#: of the block's size), and what.
+FILE_SYSTEMS = {"erofs": {1024: b"\xe2\xe1\xf5\xe0", 1036: b"\x0c"}, "ext4": {1080: b"\x53\xef", 1048: b"\x02"}}
 _FS_HEAD = 1082  #: bytes that show it
 _SECTOR = 512
 _MBR = b"\x55\xaa"  #: ends the first sector of a disk with partitions
@@ -72,9 +73,9 @@ def read(path: str) -> Image:
             found = f.read(_FS_HEAD)
     except OSError as e:
         return Image(0, unfit=f"it cannot be read: {(e.strerror or str(e)).lower()}")
-    fstype = next((name for name, (place, magic) in FILE_SYSTEMS.items()
-                   if found[place : place + len(magic)] == magic), "")
-    unfit = "" if fstype else f"behind its NVDIMM header is no {' or '.join(FILE_SYSTEMS)}"
+    fstype = next((name for name, marks in FILE_SYSTEMS.items()
+                   if all(found.startswith(mark, place) for place, mark in marks.items())), "")
+    unfit = "" if fstype else f"behind its NVDIMM header is no {' or '.join(FILE_SYSTEMS)} with blocks of 4 KiB"
     return Image(size, data, partitioned, root, fstype, unfit)
 
 

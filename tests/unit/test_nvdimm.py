@@ -18,7 +18,10 @@ MIB = 1 << 20
 UUID = bytes(range(16))
 #: struct nd_pfn_sb, little-endian and without padding (Linux 6.1, drivers/nvdimm/pfn.h).
 LAYOUT = "<16s16s16sIHHQQIIIIIH3994sQ"
-EROFS, EXT4 = (1024, b"\xe2\xe1\xf5\xe0"), (1080, b"\x53\xef")
+#: Beginnings of file systems with blocks of 4 KiB, by place (fs/erofs/erofs_fs.h, fs/ext4/ext4.h).
+EROFS = {1024: b"\xe2\xe1\xf5\xe0" + bytes(8) + b"\x0c"}
+EXT4 = {1048: b"\x02", 1080: b"\x53\xef"}
+OTHER = "behind its NVDIMM header is no erofs or ext4 with blocks of 4 KiB"
 CONFIG = {"ACPI_NFIT": "y", "BLK_DEV_PMEM": "y", "NVDIMM_PFN": "y", "FS_DAX": "y", "EROFS_FS": "y", "EXT4_FS": "y"}
 
 
@@ -27,11 +30,11 @@ def header() -> bytes:
     return nvdimm.header(6 * MIB, UUID)
 
 
-def image(path: Path, header: bytes, magic: tuple[int, bytes] = EROFS, *, at: int = 2 * MIB, size: int = 6 * MIB,
+def image(path: Path, header: bytes, start: dict[int, bytes] = EROFS, *, at: int = 2 * MIB, size: int = 6 * MIB,
           more: dict[int, bytes] | None = None) -> str:
     with path.open("wb") as f:
         f.write(header[:8192])
-        for place, content in {at + magic[0]: magic[1], **(more or {})}.items():
+        for place, content in [*((at + k, v) for k, v in start.items()), *(more or {}).items()]:
             f.seek(place)
             f.write(content)
         f.truncate(size)
@@ -67,9 +70,9 @@ def test_the_info_block_by_the_kernels_structure(header: bytes) -> None:
     assert checksum == (high << 32) % 2**64 + low
 
 
-@pytest.mark.parametrize(("magic", "fstype"), [(EROFS, "erofs"), (EXT4, "ext4")])
-def test_reading(tmp_path: Path, header: bytes, magic: tuple[int, bytes], fstype: str) -> None:
-    found = nvdimm.read(image(tmp_path / "i", header, magic))
+@pytest.mark.parametrize(("start", "fstype"), [(EROFS, "erofs"), (EXT4, "ext4")])
+def test_reading(tmp_path: Path, header: bytes, start: dict[int, bytes], fstype: str) -> None:
+    found = nvdimm.read(image(tmp_path / "i", header, start))
     assert found == nvdimm.Image(6 * MIB, 2 * MIB, False, "/dev/pmem0", fstype, "")
 
 
@@ -101,7 +104,8 @@ def test_it_is_an_nvdimm_where_it_can_be(tmp_path: Path, header: bytes) -> None:
     ({"more": {8190: b"x"}}, {}, "its NVDIMM header is damaged", 0),
     ({"more": {4096 + 56: bytes(8)}}, {}, "its NVDIMM header is damaged", 0),
     ({"size": 6 * MIB - 4096}, {}, f"its size, {6 * MIB - 4096} bytes, is no multiple of 2 MiB", 2 * MIB),
-    ({"magic": (0, b"hsqs")}, {}, "behind its NVDIMM header is no erofs or ext4", 2 * MIB),
+    ({"start": {0: b"hsqs"}}, {}, OTHER, 2 * MIB),
+    ({"start": {**EXT4, 1048: b"\0"}}, {}, OTHER, 2 * MIB),
 ])
 def test_why_an_image_is_a_disk(tmp_path: Path, header: bytes, changes: dict[str, object], config: dict[str, object],
                                 why: str, offset: int) -> None:

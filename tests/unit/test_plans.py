@@ -62,7 +62,7 @@ def root_image(path: Path) -> None:
     with path.open("wb") as f:
         f.write(HEADER)
         f.seek(nvdimm.DATA + 1024)
-        f.write(b"\xe2\xe1\xf5\xe0")
+        f.write(b"\xe2\xe1\xf5\xe0" + bytes(8) + b"\x0c")
         f.truncate(2 * nvdimm.DATA)
 
 
