@@ -80,6 +80,7 @@ def _change(args: Namespace) -> dict[str, Any]:
             change.setdefault(table, {})[key] = text
     if not change:
         raise UsageError("nothing to update is given", "name a resource, or give --resources FILE")
+    oci.check_resources(change, "update")
     return change
 
 

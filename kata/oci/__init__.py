@@ -170,6 +170,11 @@ def check_process(process: dict[str, Any], origin: str) -> tuple[str, ...]:
     return tuple(_checked(schema.PROCESS, process, "", origin))
 
 
+def check_resources(resources: dict[str, Any], origin: str) -> tuple[str, ...]:
+    """Check resources put together from options, in place; answers what was ignored."""
+    return tuple(_checked(schema.RESOURCES, resources, "", origin))
+
+
 def load_resources(path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The resources of ``update --resources FILE`` ("-" is standard input) and what in them was ignored."""
     name = "standard input" if path == "-" else path

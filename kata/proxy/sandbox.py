@@ -21,7 +21,7 @@ from kata.proxy.log import log
 from kata.proxy.network import Network
 from kata.proxy.record import SandboxRecord
 from kata.storage.share import ShareRoot
-from kata.vm.machine import Machine
+from kata.vm.machine import MEMORY_BLOCK, Machine
 from kata_agent.linux import syscalls
 from kata_agent.protocol import agent_pb2, guest_pb2
 
@@ -382,19 +382,20 @@ class Sandbox:
                 and not self.plan.guest_hook_path)
 
     async def resize(self, vcpus: int, memory: int) -> None:
-        """Grow the machine to ``vcpus`` and ``memory`` MiB, if it has room; it never shrinks by unplugging."""
+        """Grow the machine to ``vcpus`` and ``memory`` MiB, as far as it has room; it never shrinks by unplugging."""
         await asyncio.shield(self.ready)
-        machine = self.plan.machine
-        if machine.max_memory == machine.memory < memory:  # made by a flavor that does not resize
-            log(f"the machine keeps its {machine.memory} MiB: it was made without room for more")
-            memory = machine.memory
         await self.grow(vcpus, memory)
 
     async def grow(self, vcpus: int, memory: int) -> None:
         """:meth:`resize` while the machine comes up."""
         more = vcpus - await self.machine.vcpus()
         added = await self.machine.add_vcpus(more) if more > 0 else 0
-        missing = memory - await self.machine.memory()
+        now, most = await self.machine.memory(), self.plan.machine.max_memory
+        # A limit may be more than the host has; and a flavor that does not resize makes machines without room.
+        room = max(0, most - now) // MEMORY_BLOCK * MEMORY_BLOCK
+        missing = min(memory - now, room)
+        if memory - now > room:
+            log(f"the machine gets {now + room} MiB, not {memory}: it was made for {most}")
         if missing > 0:
             added_memory = await self.machine.add_memory(missing)
             log(f"memory grown by {added_memory} MiB")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from kata import state
-from kata.cli import main
+from kata.cli import main, update
 from kata.cli import run as run_verb
 from kata.daemons import write_pid_file
-from kata.errors import HostError, NotFound
+from kata.errors import BundleError, HostError, NotFound
 
 
 @pytest.mark.parametrize("words", [
@@ -66,3 +66,13 @@ def test_a_container_that_somebody_else_deletes_still_ends_with_its_exit_code(mo
     monkeypatch.setattr(run_verb, "start", lambda *_args: None)
     args = {"detach": False, "console_socket": "", "console": "", "keep": False}
     assert run_verb.run(Deleted(), args) == 42  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--memory", str(1 << 70)), ("--cpu-quota", str(1 << 70)),
+                                               ("--pids-limit", str(1 << 70)), ("--blkio-weight", "1001"),
+                                               ("--memory", "-2"), ("--cpu-share", "-1")])
+def test_an_update_by_options_is_checked_as_one_by_a_file(option: str, value: str) -> None:
+    args = {name.lstrip("-").replace("-", "_"): "" for name in ("--resources", *map("--{}".format, (
+        *update.FIELDS, *update.TEXTS)))}
+    with pytest.raises(BundleError, match=r"update: \w+\.\w+: a number from .* is expected"):
+        update._change({**args, option.lstrip("-").replace("-", "_"): value})
