@@ -18,20 +18,25 @@ from kata.daemons import write_pid_file
 from kata.errors import BundleError, HostError, NotFound
 
 
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
+
+
 @pytest.mark.parametrize("words", [
     ["exec", "--preserve-fds=--5", "c", "x"], ["exec", "--preserve-fds", "²", "c", "x"], ["kill", "c", "²"],
     ["kill", "c", "RTMIN+²"], ["exec", "-u", "²", "c", "x"], ["exec", "-u", "1:²", "c", "x"],
     ["exec", "-g", "²", "c", "x"], ["roadmap", "set", "²"]])
 def test_what_is_no_number_is_no_defect(words: list[str], tmp_path: Path) -> None:
     me = os.getpid()
-    container = state.new_container(str(tmp_path), "c", {
+    container = state.new_container(f"{tmp_path}/root", "c", {
         **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
                          "sandbox_id", "sandbox_key", "cgroup"), ""), "annotations": {}, "hooks": {}, "creator": 0,
         "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me)})
     state.write_json(f"{container.dir}/process.json", {"version": state.VERSION, "process": {}, "extras": {}})
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        assert main(["--root", str(tmp_path), *words]) == 1
+        assert main(["--root", f"{tmp_path}/root", *words]) == 1
     assert "internal error" not in said.getvalue()
 
 
