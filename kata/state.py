@@ -105,12 +105,19 @@ def read_json(path: str) -> dict[str, Any]:
     """A record.
 
     :raise FileNotFoundError: there is none.
-    :raise Damaged: it cannot be read.
-    :raise StateError: it is of another version: whole, but not ours to judge.
+    :raise Damaged: it is no record.
+    :raise StateError: it is of another version: whole, but not ours to judge; or it cannot be read.
     :raise Foreign: it is runc's, which shares a folder with us under docker and containerd.
     """
-    with open(path, "rb", buffering=0) as f:
-        data = f.read()
+    try:
+        with open(path, "rb", buffering=0) as f:
+            data = f.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except IsADirectoryError as e:
+        raise Damaged(f"the state file {path} is damaged: {e.strerror}", _REMOVE) from e
+    except OSError as e:
+        raise StateError(f"cannot read the state file {path}: {e.strerror}") from e
     try:
         value = loads(data)
         if isinstance(value, dict) and "init_process_pid" in value:
@@ -292,7 +299,11 @@ def stale_folders() -> list[str]:
     """Folders of verbs that were killed while they made or removed a record."""
     found = []
     for root in known_roots():
-        for name in _names(root):
+        try:
+            names = _names(root)
+        except StateError:  # `list` says so
+            continue
+        for name in names:
             pid = name[len(_NEW):]
             if name.startswith((_NEW, _OLD)) and pid.isdecimal() and not start_time(int(pid)):
                 found.append(f"{root}/{name}")
@@ -352,17 +363,29 @@ def _remove_tree(path: str) -> None:
 
 
 def _names(directory: str) -> list[str]:
-    """What is in a folder; nothing, if there is none."""
+    """What is in a folder; nothing, if there is none.
+
+    :raise StateError: it cannot be read.
+    """
     try:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as e:
+        raise StateError(f"cannot read {directory}: {e.strerror}") from e
 
 
 def list_containers(root: str) -> Iterator[tuple[str, Container | StateError]]:
     """Every container of ``root`` ("": of all known roots), damaged ones as their error, without other runtimes'."""
     for each in [root] if root else known_roots():
-        for name in sorted(_names(each)):
+        try:
+            names = sorted(_names(each))
+        except StateError as e:
+            if root:
+                raise
+            yield each, e
+            continue
+        for name in names:
             try:
                 yield name, _read_container(each, name)
             except (FileNotFoundError, NotADirectoryError, Foreign):

@@ -232,6 +232,33 @@ def test_a_record_that_lacks_something_hides_no_other_and_can_be_removed(run_dir
     assert verb(root, "delete", "--force", "bad")[0] == 0 and not (root / "bad").exists()
 
 
+def test_a_root_that_cannot_be_read_hides_no_other(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for root in ("bad", "good"):
+        state.new_container(str(run_dir / root), root, record(id=root, status="stopped", pid=0, pid_start=0))
+    (run_dir / "bad/dir/state.json").mkdir(parents=True)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(["list", "-q"]) == 0
+    assert "dir/state.json is damaged" in said.getvalue() and said.getvalue().endswith("bad\ngood\n")
+    assert verb(run_dir / "bad", "delete", "--force", "dir")[0] == 0 and not (run_dir / "bad/dir").exists()
+    real = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if path == str(run_dir / "bad"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert (main(["list", "-q"]), main(["cleanup", "-n"])) == (0, 0)
+    assert f"cannot read {run_dir}/bad: Permission denied" in said.getvalue() and "good\n" in said.getvalue()
+    for root in (run_dir / "bad", Path(f"/{'a' * 300}")):
+        code, text = verb(root, "list")
+        assert code == 1 and f"cannot read {root}: " in text and "internal error" not in text
+        assert "internal error" not in verb(Path(f"/{'a' * 300}"), "state", "c")[1]
+
+
 def sandbox(root: Path, *containers: str) -> Path:
     """The folder of a sandbox without processes, which the containers are recorded in."""
     folder = Path(state.sandbox_dir("key"))
