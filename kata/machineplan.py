@@ -12,9 +12,11 @@ from kata.record import Record
 
 #: At most this many PCI ports for interfaces and disks that come later: q35 has 32 slots in all.
 MAX_PORTS = 20
-#: MiB of translated code.  A start translates 25 MB of it, an exec uses 17 of them again and again.  Processor time of
-#: eight execs with 32, 24, 20 and 16 MiB: 1.0, 1.4, 2.2 and 5.4 s; QEMU throws all of it away when it is full.
-TCG_CACHE = 24
+#: MiB of translated code; QEMU throws all of it away when it is full.  A clone that is up has 12, its first container
+#: adds 12, an interface plugged in 11: what a machine of the pool has done has to fit, or the start that claims it
+#: translates all of it again.  Processor time of QEMU for such a start with 40, 32 and 24 MiB: 0.32, 0.37 and 0.83 s.
+#: Only what is translated takes memory.
+TCG_CACHE = 40
 
 #: MiB with which our guest comes up and runs a container, measured.  An initrd takes
 #: twice its 33 MB while it is unpacked.
