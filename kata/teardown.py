@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from kata import state
 from kata.errors import Damaged, HostError, KataError
-from kata.spawn import stop
 from kata.wire import Client
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -36,7 +35,9 @@ def end_process(pid: int, started: int, number: int = signal.SIGKILL) -> None:
         return
     try:
         if state.alive(pid, started):
-            stop(pid, number)
+            # By the descriptor: its number may be another process's by now.
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
             wait_end(pidfd, pid)
     finally:
         os.close(pidfd)
