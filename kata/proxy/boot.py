@@ -159,6 +159,9 @@ async def warm_up(sandbox: Sandbox) -> None:
     """
     began = time.monotonic()
     sandbox.spawn(_end_unclaimed(sandbox))
+    processes = (os.getpid(), sandbox.machine.pid)
+    for pid in processes:
+        _set_group_nice(pid, os.getpriority(os.PRIO_PROCESS, 0))
     await _boot_guest(sandbox, began)
     plan = from_json(ContainerPlan, sandbox.record.data["warm_up"])
     if sandbox.plan.network_model != "none":
@@ -167,11 +170,19 @@ async def warm_up(sandbox: Sandbox) -> None:
         await run_container(sandbox, plan)
     await sandbox.machine.pause()
     # It was made at low priority; whoever claims it waits for it.
-    for pid in (os.getpid(), sandbox.machine.pid):
+    for pid in processes:
+        _set_group_nice(pid, 0)
         for thread in os.listdir(f"/proc/{pid}/task"):
             with suppress(ProcessLookupError):  # it has ended since
                 os.setpriority(os.PRIO_PROCESS, int(thread), 0)
     log(f"warm after {time.monotonic() - began:.3f} s")
+
+
+def _set_group_nice(pid: int, nice: int) -> None:
+    """Set the niceness of a process's session: with autogroups its own only counts among that session (sched(7))."""
+    with suppress(OSError):  # a kernel without them
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
+            file.write(str(nice))
 
 
 async def _end_unclaimed(sandbox: Sandbox) -> None:

@@ -68,6 +68,8 @@ def test_claim(oci: Oci, pool: Factory) -> None:
         for pid in (parts.proxy, parts.qemu):
             assert Path(f"/proc/{pid}/cgroup").read_text() == Path(f"/proc/{c.pid}/cgroup").read_text()
             assert {os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir(f"/proc/{pid}/task")} == {0}
+            session = Path(f"/proc/{pid}/autogroup")
+            assert not session.exists() or session.read_text().endswith(" nice 0\n")
         assert c.status == "created"
         assert oci.verb("list", "--quiet").ok().stdout.split().count(c.id) == 1
         c.start().ok()
