@@ -31,9 +31,11 @@ CPU = {"tcg": "max,-erms,-fsrm", "kvm": "host"}
 #: -no-reboot), skip waits that only real hardware needs, self-tests of cryptography
 #: and the security modules for whole distributions.  No device of ours needs bounce
 #: buffers, for which Linux takes and clears 64 MiB where memory lies above 4 GiB: an
-#: NVDIMM does, and what may be plugged in.
+#: NVDIMM does, and what may be plugged in.  q35 plugs by ACPI (its default since QEMU 6.1), so nobody needs the driver
+#: of PCIe ports, which would set up interrupts and services for each.
 KERNEL_PARAMS = ("console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "noreplace-smp",
-                 "rcupdate.rcu_expedited=1", "cryptomgr.notests", "lsm=landlock,yama", "audit=0", "swiotlb=noforce")
+                 "rcupdate.rcu_expedited=1", "cryptomgr.notests", "lsm=landlock,yama", "audit=0", "swiotlb=noforce",
+                 "pcie_ports=compat")
 
 #: Speculation of the real processor cannot be steered by emulated code, so guards against it only cost.
 #: init_on_alloc clears what the guest's kernel allocates for itself.  What processes get is cleared anyway, and nothing
