@@ -7,7 +7,7 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("here", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "8")), deadline=None)
+settings.register_profile("here", max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "6")), deadline=None)
 settings.load_profile("here")
 
 

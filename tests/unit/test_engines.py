@@ -248,7 +248,7 @@ def test_a_refused_reload_takes_all_back(host: Path, monkeypatch: pytest.MonkeyP
 def test_a_full_disk_leaves_the_original(host: Path) -> None:
     """A file system with one page left, then with room."""
     (host / "etc").mkdir()
-    script = f"mount -t tmpfs -o size=32k,mode=755 tmpfs {host}/etc && exec {sys.executable} - <<'END'\n" + f"""
+    script = f"mount -t tmpfs -o size=32k,mode=755 tmpfs {host}/etc && exec {sys.executable} -S - <<'END'\n" + f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
 from kata.cli import main
