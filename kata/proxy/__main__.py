@@ -21,7 +21,7 @@ from kata.errors import HostError, KataError
 from kata.planjson import from_json
 from kata.storage import mountns, special
 from kata.storage.share import ShareRoot
-from kata.vm.launch import Memory, launch
+from kata.vm.launch import Memory, files, launch
 from kata_agent.linux import syscalls
 
 TYPE_CHECKING = False  # typing is not imported: it is slow, and QEMU waits for it
@@ -61,8 +61,7 @@ class Start:
         machine = self.plan.machine
         found = None if self.plan.boot == "cold" else template.open_template(self.plan)
         mountns.enter_private([
-            os.path.abspath(self.directory), self.record["root"], self.plan.template_path,
-            machine.qemu_path, machine.kernel, machine.initrd, machine.image, machine.firmware, machine.entropy_source,
+            os.path.abspath(self.directory), self.record["root"], self.plan.template_path, *files(machine),
             *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix, sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
         self.template = found

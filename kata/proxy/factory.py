@@ -2,7 +2,8 @@
 
 Started by a sandbox's proxy once the sandbox is ready, so the first start does
 not wait for it.  It boots a machine of its own, in a network namespace of its
-own, lets the agent get ready, and saves it.
+own, lets the agent get ready, and saves it.  It outlives that sandbox, so it
+holds no mount of its containers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import sys
 from kata import template
 from kata.agent_client import AgentClient
 from kata.contract import SandboxPlan
+from kata.daemons import places
 from kata.errors import KataError
 from kata.planjson import from_json
 from kata.proxy.log import log
-from kata.vm.launch import Memory, launch
+from kata.storage import mountns
+from kata.vm.launch import Memory, files, launch
 from kata.vm.machine import Machine
 from kata_agent.linux import syscalls
 
@@ -35,6 +38,7 @@ def main(argv: list[str]) -> int:
     # QEMU's lifetime is ours, not a sandbox's.
     syscalls.unshare(syscalls.CLONE_NEWNET)
     try:
+        mountns.enter_private([plan.template_path, *files(plan.machine), *places(), sys.prefix, sys.base_prefix])
         with template.making(plan, wait="--wait" in argv) as directory:
             if directory is not None:
                 asyncio.run(make(plan, directory))

@@ -42,6 +42,11 @@ class Memory(Record):
     read_only: bool = False  #: QEMU can do with a file that it opens for reading only
 
 
+def files(plan: MachinePlan) -> tuple[str, ...]:
+    """Paths of the host that QEMU opens, itself included; "" among them is none."""
+    return plan.qemu_path, plan.kernel, plan.initrd, plan.image, plan.firmware, plan.entropy_source
+
+
 def launch(
     plan: MachinePlan,
     name: str,

@@ -48,7 +48,11 @@ umount -l /host
 rmdir /host
 """
 #: Argument: a folder with programs.
-PROGRAMS = 'mount -t overlay -o "lowerdir=$1:/usr/bin" programs /usr/bin'
+PROGRAMS = r"""
+# Disks that other tests have mounted are theirs to free.
+sed -n 's|^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - [^ ]* /dev/loop.*|\1|p' /proc/self/mountinfo | xargs -r umount -l
+mount -t overlay -o "lowerdir=$1:/usr/bin" programs /usr/bin
+"""
 
 
 class MountNamespace:

@@ -12,6 +12,7 @@ from harness.bundle import Bundle
 from harness.oci import Oci
 from harness.proc import run
 from harness.text import compare, script, sections
+from harness.wait import eventually
 
 ROOT_TYPE = "awk '$5 == \"/\" { sub(/.* - /, \"\"); print $1 }' /proc/self/mountinfo"
 MAKE = {"erofs": ("mkfs.erofs", "-zlz4hc"), "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-d")}
@@ -47,7 +48,8 @@ def mounted(oci: Oci, bundle: Bundle, kind: str, *options: str) -> Iterator[Path
     finally:
         # A mount of it in some namespace would keep it, invisibly: the kernel detaches it when it is free.
         run("losetup", "--detach", loop.out).ok()
-        assert run("losetup", "--associated", str(path)).out == ""
+        # Another worker's container may be on its way through a mount namespace of its own, for a moment.
+        eventually("the disk to be free", lambda: not run("losetup", "--associated", str(path)).ok().out, 5)
         path.unlink()
         place.rmdir()
 

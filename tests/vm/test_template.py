@@ -19,9 +19,10 @@ import pytest
 from harness.factory import Factory, factory
 from harness.netns import NetworkNamespace
 from harness.oci import Container, Oci
-from harness.proc import environment
+from harness.proc import environment, run
 from harness.sandbox import Parts, assert_nothing_left
 from harness.wait import eventually
+from kata.conformance.engines.host import processes
 from kata_agent.protocol import agent_pb2, guest_pb2, oci_pb2
 
 pytestmark = pytest.mark.vm_only
@@ -88,6 +89,28 @@ def test_first_start_leaves_one(fresh: Factory) -> None:
     with fresh.oci.container(fresh.oci.bundle()) as c:
         c.launch_verb("create", globals=fresh.globals).ok()
         assert "boot" not in Parts(fresh.oci.root, c.id).folder.joinpath("console.log").read_text()
+
+
+def test_its_maker_holds_no_mount_of_the_first_start(fresh: Factory, tmp_path: Path) -> None:
+    """It outlives that sandbox, and would keep the container's file systems busy."""
+    source = fresh.oci.new_id()  # of the mount: tells it from all others
+    bundle = fresh.oci.bundle("exit 0")
+    bundle.config["root"]["path"] = str(tmp_path)
+    run("mount", "-t", "tmpfs", source, str(tmp_path)).ok()
+    try:
+        shutil.copytree(bundle.rootfs, tmp_path, symlinks=True, dirs_exist_ok=True)
+        with fresh.oci.container(bundle) as c:
+            c.launch_verb("create", globals=fresh.globals).ok()
+            qemu = Parts(fresh.oci.root, c.id).qemu
+            assert source in Path(f"/proc/{qemu}/mountinfo").read_text()
+
+            def maker() -> int:
+                return next((int(line.split()[0]) for line in processes([f"{fresh.templates}/"])
+                             if "-name template" in line), 0)
+
+            assert source not in Path(f"/proc/{eventually('the maker', maker)}/mountinfo").read_text()
+    finally:
+        run("umount", str(tmp_path)).ok()
 
 
 def test_other_files_another_template(oci: Oci, fresh: Factory, tmp_path: Path) -> None:
