@@ -183,13 +183,15 @@ class Keeper:
             for machine in pool.half_made(self.path):  # of a keeper that was killed
                 self._end(machine, "it was not whole")
             while True:
-                settled = self._settle()
-                self._wait(events, None if settled else RETRY)
+                self._wait(events, self._settle())
 
     # --- one round ------------------------------------------------------------------------
 
-    def _settle(self) -> bool:
-        """Make the pool as it is wanted, as far as that goes; False: it has to be tried again later."""
+    def _settle(self) -> float | None:
+        """Bring the pool nearer to what is wanted, by one machine at most: meanwhile something else may be.
+
+        :return: seconds after which to go on at the latest; None: it is as it should be.
+        """
         pool.await_starts()
         try:
             self._wanted = self._read()
@@ -197,7 +199,7 @@ class Keeper:
             self.log.error(f"the pool stays as it was configured: {e}")
         wanted = self._wanted
         if wanted is None:
-            return True  # until somebody misses a machine
+            return None  # until somebody misses a machine
         key = pool.key(wanted.plan)
         whole: list[str] = []
         for machine in pool.machines(self.path):
@@ -209,16 +211,16 @@ class Keeper:
                 self._end(machine, f"{wanted.size} are wanted")
             else:
                 whole.append(machine)
+        if len(whole) >= wanted.size:
+            return None
+        if not self._room():
+            return RETRY
         try:
-            for _ in range(wanted.size - len(whole)):
-                if not self._room():
-                    return False
-                pool.await_starts()
-                self._make(wanted, key)
+            self._make(wanted, key)
         except KataError as e:
             self.log.error(f"a machine of the pool could not be made: {e}")
-            return False
-        return True
+            return RETRY
+        return 0.0
 
     def _room(self) -> bool:
         with open("/proc/meminfo", encoding="ascii") as f:

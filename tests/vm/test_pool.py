@@ -20,6 +20,7 @@ from harness.oci import Container, Oci
 from harness.proc import environment
 from harness.sandbox import Parts, assert_nothing_left, kill
 from harness.wait import alive, eventually, process_end
+from kata.pool import WANTED
 
 pytestmark = pytest.mark.vm_only
 
@@ -318,6 +319,20 @@ def test_half_made_machine_is_cleaned_up(pool: Factory) -> None:
         assert not pool.half_made()
     finally:
         pool.keep()
+
+
+def test_fewer_are_wanted_while_it_fills(pool: Factory) -> None:
+    """A keeper at work on many machines reads its configuration after each of them."""
+    def told(size: int) -> None:
+        pool.configure(size)
+        (pool.pool / WANTED).write_bytes(b"")
+
+    ready = pool.log.read_text().count("is ready")
+    told(6)
+    eventually("a machine in the making", pool.half_made, 60, 0.005)
+    told(2)
+    pool.await_machines(2)
+    assert pool.log.read_text().count("is ready") == ready + 1
 
 
 def test_one_keeper(pool: Factory) -> None:
