@@ -57,6 +57,7 @@ def main() -> int:
         print("bench: it needs root: it starts virtual machines and a docker daemon", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options.output = options.output.absolute()
     options.output.mkdir(parents=True, exist_ok=True)
     results = options.output / "results.json"
     old = figures.load(results) if options.only else []
