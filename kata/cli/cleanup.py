@@ -72,7 +72,7 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
 def _unreadable(directory: str) -> bool:
     """Whether a container of the sandbox has a damaged record, or the sandbox or one of them is of another version."""
     try:
-        containers = state.read_json(f"{directory}/sandbox.json")["containers"]
+        containers = state.read_json(f"{directory}/sandbox.json").get("containers", {})
     except (FileNotFoundError, Damaged):
         return False  # nobody points to it
     except StateError:
