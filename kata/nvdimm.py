@@ -14,6 +14,8 @@ struct pages, which DAX needs, and where its data begins.  Clear Containers' and
 from __future__ import annotations
 
 import os
+import stat
+from io import FileIO
 
 from kata.record import Record
 
@@ -31,6 +33,8 @@ RAM = 1  #: PFN_MODE_RAM: the struct pages are in the guest's memory
 FILE_SYSTEMS = {"erofs": {1024: b"\xe2\xe1\xf5\xe0", 1036: b"\x0c"}, "ext4": {1080: b"\x53\xef", 1048: b"\x02"}}
 _FS_HEAD = 1082  #: bytes that show it
 _SECTOR = 512
+_CONFIG = 1 << 20  #: bytes at most that a kernel's configuration is read of; Debian's has 270 kB
+_CPIO, _CPIO_HEAD = b"070701", 512  #: beginning of an entry of a cpio archive; bytes that show its name
 _MBR = b"\x55\xaa"  #: ends the first sector of a disk with partitions
 
 #: What a guest's kernel needs, built in or as a module (then the boot initrd has it), and for what.
@@ -52,7 +56,7 @@ class Image(Record):
 def read(path: str) -> Image:
     """What an image file says of itself; one that cannot be read, QEMU has its own words for."""
     try:
-        with open(path, "rb") as f:
+        with _opened(path) as f:
             size = os.fstat(f.fileno()).st_size
             first = f.read(2 * INFO_BLOCK)
             block = first[INFO_BLOCK:]
@@ -87,8 +91,8 @@ def kernel_lacks(kernel: str, initrd: str, fstype: str) -> str:
     :param initrd: the boot initrd, whose modules are loaded before the image is mounted; "" for none.
     """
     try:
-        with open(os.path.join(os.path.dirname(kernel), "config"), "rb") as f:
-            config = b"\n" + f.read()
+        with _opened(os.path.join(os.path.dirname(kernel), "config")) as f:
+            config = b"\n" + f.read(_CONFIG)
     except OSError:
         return "the kernel's configuration is not known"
     lacks = [name for name in _OPTIONS if f"\n{name}=y\n".encode() not in config]
@@ -104,14 +108,30 @@ def kernel_lacks(kernel: str, initrd: str, fstype: str) -> str:
 
 
 def _initrd_lacks(initrd: str, modules: list[str]) -> str:
-    """The boot initrd is a cpio archive that is not packed, so names of files can be seen."""
+    """The boot initrd is a cpio archive that is not packed: only the names in it are read, not its files."""
+    wanted = {f"{name}.ko".encode(): name for name in modules}
     try:
-        with open(initrd, "rb") as f:
-            content = f.read()
-    except OSError:
-        content = b""
-    lacks = [name for name in modules if f"/{name}.ko\0".encode() not in content]
-    return f"the boot initrd lacks the module {', '.join(lacks)}" if lacks else ""
+        with _opened(initrd) as f:
+            at = 0
+            while wanted and (head := os.pread(f.fileno(), _CPIO_HEAD, at)).startswith(_CPIO):
+                size, length = int(head[54:62], 16), int(head[94:102], 16)  # of the file; of its name, which ends in 0
+                wanted.pop(head[110 : 109 + length].rpartition(b"/")[2], None)
+                at += -(-(110 + length) // 4) * 4 + -(-size // 4) * 4
+    except (OSError, ValueError):
+        pass
+    return f"the boot initrd lacks the module {', '.join(wanted.values())}" if wanted else ""
+
+
+def _opened(path: str) -> FileIO:
+    """A regular file, open for reading.
+
+    :raise OSError: it cannot be opened, or is something else; a FIFO is not waited for.
+    """
+    f = FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+        f.close()
+        raise OSError("not a regular file")
+    return f
 
 
 def header(size: int, uuid: bytes) -> bytes:

@@ -210,7 +210,7 @@ class Settings:
 
 
 def check_assets(config: RuntimeConfig, initrd: str) -> None:
-    """What needs the assets' files: they exist, an initrd fits into memory, hashes are right.
+    """What needs the assets' files: they are regular files, an initrd fits into memory, hashes are right.
 
     :param initrd: the initrd in use, "" for none.
     :raise ConfigError: it is not so.
@@ -218,7 +218,8 @@ def check_assets(config: RuntimeConfig, initrd: str) -> None:
     for field in ASSETS:
         path = getattr(config, field)
         if path and not os.path.isfile(path):
-            raise ConfigError(f"{field} = {path!r}: there is no such file", f"set in {', '.join(config.sources)}")
+            what = "it is not a regular file" if os.path.exists(path) else "there is no such file"
+            raise ConfigError(f"{field} = {path!r}: {what}", f"set in {', '.join(config.sources)}")
     if initrd:
         size = _size(initrd)
         if size >= config.default_memory << 20:

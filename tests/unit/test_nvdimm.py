@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
 from kata import machineplan, nvdimm
+from kata.assets import cpio
+from kata.config import check_assets
 from kata.contract import InvocationOptions, MachinePlan, RuntimeConfig
+from kata.errors import ConfigError
 from kata.record import replace
 from kata.vm.argv import qemu_argv
 from unit.test_argv import ENDS, PLAN
@@ -46,6 +50,17 @@ def options(folder: Path, initrd: str = "", **kernel: str) -> InvocationOptions:
     (folder / "config").write_text("# CONFIG_ACPI is not set\n" + "".join(
         f"CONFIG_{name}={value}\n" for name, value in {**CONFIG, **kernel}.items() if value != "n"))
     return InvocationOptions(kernel_asset=f"{folder}/vmlinux", boot_initrd_asset=initrd)
+
+
+def boot_initrd(folder: Path, *files: str) -> str:
+    """A boot initrd with these files, which name other modules inside."""
+    tree = folder / "tree"
+    for name in files:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"/nfit.ko\0")
+    with (folder / "boot-initrd").open("wb") as out:
+        cpio.write_tree(tree, out, cpio.DEVICES)
+    return out.name
 
 
 def boot(path: str, host: InvocationOptions, **config: object) -> machineplan.Boot:
@@ -116,25 +131,47 @@ def test_why_an_image_is_a_disk(tmp_path: Path, header: bytes, changes: dict[str
 
 
 @pytest.mark.parametrize(("kernel", "initrd", "why"), [
-    ({"FS_DAX": "n"}, "", "the kernel lacks CONFIG_FS_DAX"),
-    ({"ACPI_NFIT": "n", "NVDIMM_PFN": "m"}, "", "the kernel lacks CONFIG_NVDIMM_PFN, CONFIG_ACPI_NFIT"),
-    ({"EROFS_FS": "n"}, "", "the kernel lacks CONFIG_EROFS_FS"),
-    ({"EXT4_FS": "n"}, "", ""),
-    ({"BLK_DEV_PMEM": "m", "EROFS_FS": "m"}, "", "the boot initrd lacks the module nd_pmem, erofs"),
-    ({"BLK_DEV_PMEM": "m"}, "drivers/and_pmem.ko\0fs/erofs.ko\0", "the boot initrd lacks the module nd_pmem"),
-    ({"BLK_DEV_PMEM": "m", "EROFS_FS": "m"}, "drivers/nd_pmem.ko\0fs/erofs.ko\0", ""),
+    ({"FS_DAX": "n"}, (), "the kernel lacks CONFIG_FS_DAX"),
+    ({"ACPI_NFIT": "n", "NVDIMM_PFN": "m"}, (), "the kernel lacks CONFIG_NVDIMM_PFN, CONFIG_ACPI_NFIT"),
+    ({"EROFS_FS": "n"}, (), "the kernel lacks CONFIG_EROFS_FS"),
+    ({"EXT4_FS": "n"}, (), ""),
+    ({"BLK_DEV_PMEM": "m", "EROFS_FS": "m"}, (), "the boot initrd lacks the module nd_pmem, erofs"),
+    ({"BLK_DEV_PMEM": "m"}, ("drivers/and_pmem.ko", "fs/erofs.ko"), "the boot initrd lacks the module nd_pmem"),
+    ({"ACPI_NFIT": "m"}, ("drivers/nd_pmem.ko",), "the boot initrd lacks the module nfit"),
+    ({"BLK_DEV_PMEM": "m", "EROFS_FS": "m"}, ("drivers/nd_pmem.ko", "fs/erofs.ko"), ""),
 ])
-def test_what_the_kernel_must_have(tmp_path: Path, header: bytes, kernel: dict[str, str], initrd: str,
+def test_what_the_kernel_must_have(tmp_path: Path, header: bytes, kernel: dict[str, str], initrd: tuple[str, ...],
                                    why: str) -> None:
-    (tmp_path / "boot-initrd").write_text(initrd)
-    source = boot(image(tmp_path / "i", header), options(tmp_path, f"{tmp_path}/boot-initrd" if initrd else "",
-                                                         **kernel))
+    source = boot(image(tmp_path / "i", header),
+                  options(tmp_path, boot_initrd(tmp_path, *initrd) if initrd else "", **kernel))
     assert source.no_nvdimm == why and bool(source.nvdimm) == (not why)
+
+
+def test_a_boot_initrd_that_is_none(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "boot-initrd").write_bytes(b"070701" + b"x" * 200)
+    source = boot(image(tmp_path / "i", header), options(tmp_path, f"{tmp_path}/boot-initrd", EROFS_FS="m"))
+    assert source.no_nvdimm == "the boot initrd lacks the module erofs"
 
 
 def test_of_a_kernel_of_somebody_else_nothing_is_known(tmp_path: Path, header: bytes) -> None:
     (tmp_path / "elsewhere").mkdir()
     source = boot(image(tmp_path / "i", header), options(tmp_path), kernel=f"{tmp_path}/elsewhere/vmlinuz")
+    assert source.no_nvdimm == "the kernel's configuration is not known"
+
+
+@pytest.mark.parametrize("field", ["kernel", "image", "initrd", "firmware"])
+def test_a_fifo_is_refused_by_name(tmp_path: Path, field: str) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "f")
+    with pytest.raises(ConfigError, match=rf"^{field} = '{tmp_path}/f': it is not a regular file"):
+        check_assets(RuntimeConfig(**{field: f"{tmp_path}/f"}), "")  # type: ignore[arg-type]
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path, header: bytes) -> None:
+    """One that took an image's place after it was checked, or that lies where a kernel's configuration would."""
+    os.mkfifo(tmp_path / "config")
+    assert nvdimm.read(f"{tmp_path}/config").unfit == "it cannot be read: not a regular file"
+    source = boot(image(tmp_path / "i", header), InvocationOptions(kernel_asset=f"{tmp_path}/vmlinux"))
     assert source.no_nvdimm == "the kernel's configuration is not known"
 
 
