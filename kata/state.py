@@ -248,6 +248,22 @@ class Container:
         return {**self.record, "status": status, "pid": pid}
 
 
+class Unrecorded(Container):
+    """A container whose record cannot be read: what its sandbox's record says.  Nothing is written over what is there.
+
+    :param entry: of ``containers`` in ``sandbox.json``; {} where it is in no sandbox.
+    """
+
+    def __init__(self, root: str, container_id: str, key: str, entry: Mapping[str, Any]) -> None:
+        super().__init__(root, container_id, {
+            "id": container_id, "status": "created", "pid": 0, "pid_start": 0, "sandbox_key": key,
+            "cgroup": entry.get("cgroup", ""), "flavor": entry["plan"]["flavor"] if entry else "",
+            "hooks": {"poststart": [], "poststop": []}})
+
+    def update(self, **changes: Any) -> None:
+        self.record = {**self.record, **changes}
+
+
 def _read_container(root: str, container_id: str) -> Container:
     """:raise: see :func:`read_json`."""
     path = f"{container_dir(root, container_id)}/state.json"

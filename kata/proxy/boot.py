@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import empty_pb2
 
@@ -15,7 +15,7 @@ from kata import cgroups, state
 from kata.agent_client import ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.daemons import start_factory
-from kata.errors import HostError, InUse, KataError, NotFound, VmError
+from kata.errors import HostError, InUse, KataError, NotFound, StateError, VmError
 from kata.joining import NETWORK
 from kata.network import netns
 from kata.planjson import from_json, to_json
@@ -272,35 +272,12 @@ async def take_over(sandbox: Sandbox) -> None:
     inventory = await sandbox.agent.guest("ListAll", empty_pb2.Empty())
     guest = {c.container_id: c for c in inventory.containers}
     for container_id, entry in list(sandbox.record.data["containers"].items()):
-        plan = from_json(ContainerPlan, entry["plan"])
-        disks = [f"disk-{disk.serial}" for disk in plan.disks]
         try:
-            record = state.load_container(entry["root"], container_id)
-        except NotFound:
-            record = None
-        if entry.get("making") or record is None:
-            log(f"removing {container_id}, which was not whole")
-            await sandbox.leave_guest(container_id, disks)
-            sandbox.share.remove(container_id)
-            sandbox.record.remove_container(container_id)
-            continue
-        container = Container(plan, entry["root"], entry["resources"], record)
-        container.disks = disks
-        sandbox.containers[container_id] = container
-        cgroups.release_limit(container.cgroup)
-        if container_id not in guest:
-            container.set_exited(137)
-            continue
-        for process in guest[container_id].processes[:MAX_PROCESSES]:
-            exec_id = process.exec_id or container_id
-            if exec_id != container_id and process.exited:
-                container.processes[exec_id] = _done(process.status)
-            else:
-                sandbox.track(container, exec_id)
-                if exec_id == container_id or exec_id.startswith(EXEC_PREFIX):
-                    sandbox.spawn(_expect_shim(sandbox, container, exec_id))
-        if guest[container_id].state in ("created", "running", "paused") and container.status != "paused":
-            container.set_status(guest[container_id].state)
+            container = await _known(sandbox, container_id, entry)
+            if container is not None:
+                _go_on(sandbox, container, guest.get(container_id))
+        except HostError as e:  # of its share, cgroup or record: no reason to leave the others
+            log(f"container {container_id}: {e}")
     finish(sandbox)
     await sandbox.network.resume()
     if halted:
@@ -310,10 +287,57 @@ async def take_over(sandbox: Sandbox) -> None:
     log("took over from an earlier proxy")
 
 
+async def _known(sandbox: Sandbox, container_id: str, entry: Mapping[str, Any]) -> Container | None:
+    """A container of the earlier proxy's; one that was not whole is removed."""
+    plan = from_json(ContainerPlan, entry["plan"])
+    disks = [f"disk-{disk.serial}" for disk in plan.disks]
+    record: state.Container | None
+    try:
+        record = state.load_container(entry["root"], container_id)
+    except NotFound:
+        record = None
+    except StateError as e:
+        log(f"container {container_id} goes on without its record: {e}")
+        record = state.Unrecorded(entry["root"], container_id, os.path.basename(sandbox.directory), entry)
+    if entry.get("making") or record is None:
+        log(f"removing {container_id}, which was not whole")
+        await sandbox.leave_guest(container_id, disks)
+        sandbox.share.remove(container_id)
+        sandbox.record.remove_container(container_id)
+        return None
+    container = sandbox.containers[container_id] = Container(plan, entry["root"], entry["resources"], record)
+    container.disks = disks
+    return container
+
+
+def _go_on(sandbox: Sandbox, container: Container, found: guest_pb2.ContainerInfo | None) -> None:
+    """Watch a container again.
+
+    :param found: what the guest says of it, if it has it.
+    :raise HostError: what is left to do cannot be done; it is watched all the same.
+    """
+    if found is not None:
+        for process in found.processes[:MAX_PROCESSES]:
+            exec_id = process.exec_id or container.id
+            if exec_id != container.id and process.exited:
+                container.processes[exec_id] = _done(process.status)
+            else:
+                sandbox.track(container, exec_id)
+                if exec_id == container.id or exec_id.startswith(EXEC_PREFIX):
+                    sandbox.spawn(_expect_shim(sandbox, container, exec_id))
+    else:
+        container.processes[container.id] = _done(137)
+    cgroups.release_limit(container.cgroup)
+    if found is None:
+        container.set_exited(137)
+    elif found.state in ("created", "running", "paused") and container.status != "paused":
+        container.set_status(found.state)
+
+
 async def _expect_shim(sandbox: Sandbox, container: Container, exec_id: str) -> None:
     """End a process whose shim does not attach again: it went while there was no proxy."""
     pid, started = container.record.record["pid"], container.record.record["pid_start"]
-    if exec_id != container.id or state.alive(pid, started):
+    if exec_id != container.id or not pid or state.alive(pid, started):
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT):
                 await container.attached(exec_id)

@@ -256,7 +256,7 @@ class Operations:
             container_id=r["id"], resources=convert.oci_resources(r["resources"])))
         await self.sandbox.update_unified(r["id"], r["resources"].get("unified") or {})
         container.resources = r["merged"]
-        self.sandbox.record.add_container(container.root, container.plan, container.resources)
+        self.sandbox.record.add_container(container.root, container.plan, container.resources, container.cgroup)
         return {}
 
     async def op_containers(self, _c: Connection, _r: Request, _f: list[int]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ class SandboxRecord:
         self.data.update(changes)
         state.write_json(self.path, self.data)
 
-    def add_container(self, root: str, plan: ContainerPlan, resources: Mapping[str, Any], *,
+    def add_container(self, root: str, plan: ContainerPlan, resources: Mapping[str, Any], cgroup: str, *,
                       making: bool = False) -> None:
         """:param making: it is not whole yet; a proxy that takes over removes it."""
-        entry = {"root": root, "plan": to_json(plan), "resources": dict(resources), "making": making}
+        entry = {"root": root, "plan": to_json(plan), "resources": dict(resources), "cgroup": cgroup, "making": making}
         self.update(containers={**self.data["containers"], plan.id: entry})
 
     def remove_container(self, container_id: str) -> None:

@@ -195,7 +195,7 @@ class Sandbox:
         made = self.expected.setdefault(plan.id, asyncio.get_running_loop().create_future())
         self.containers[plan.id] = container
         try:
-            self.record.add_container(root, plan, resources, making=True)
+            self.record.add_container(root, plan, resources, container.cgroup, making=True)
             for share, fd in zip(plan.shares, fds, strict=True):
                 self.share.add(plan.id, share.name, fd, share.is_dir)
             self.phase("container's mounts shared")
@@ -207,7 +207,7 @@ class Sandbox:
             self.phase("container made in the guest")
             self.track(container, plan.id)
             container.set_status("created")
-            self.record.add_container(root, plan, resources)
+            self.record.add_container(root, plan, resources, container.cgroup)
         except BaseException as e:
             error = e if isinstance(e, KataError) else VmError("making the container was interrupted")
             made.set_exception(error)

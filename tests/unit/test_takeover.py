@@ -1,0 +1,153 @@
+"""A proxy that takes a machine over from one that is gone: the guest says what runs, the records whose it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kata import state
+from kata.contract import ContainerPlan, SandboxPlan
+from kata.errors import HostError
+from kata.planjson import from_json, to_json
+from kata.proxy import boot
+from kata.proxy.record import SandboxRecord
+from kata.proxy.sandbox import Sandbox
+from kata.record import replace
+from kata_agent.protocol import guest_pb2
+from unit.test_plans import GOLDEN
+from unit.test_state import record
+
+PLANS = json.loads((GOLDEN / "plan-docker-unified.json").read_text())
+PLANS["sandbox"]["machine"] |= {"cpu": "max", "tcg_cache": 32}  # which golden plans are without
+
+
+class Guest:
+    """What answers in the machine: these containers run."""
+
+    def __init__(self, *running: str) -> None:
+        self.running = running
+        self.asked: list[str] = []
+
+    async def connect(self) -> None:
+        pass
+
+    async def check(self, _timeout: float) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def agent(self, name: str, request: Any, **_: Any) -> None:
+        self.asked.append(f"{name} {request.container_id}")
+
+    async def guest(self, name: str, _request: Any, **_: Any) -> Any:
+        if name == "ListAll":
+            return guest_pb2.Inventory(containers=[
+                guest_pb2.ContainerInfo(container_id=c, state="running", processes=[guest_pb2.ProcessInfo()])
+                for c in self.running])
+        await asyncio.get_running_loop().create_future()  # nothing ever happens
+        return None
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def connect(self) -> None:
+        pass
+
+    async def stands_still(self) -> bool:
+        return False
+
+    async def kill(self) -> None:
+        self.gone.set()
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
+    return tmp_path
+
+
+def take_over(folder: Path, *names: str, then: Callable[[Sandbox], Awaitable[None]], gone: str = "") -> Guest:
+    """A sandbox whose proxy is gone, with these containers; what ``then`` does with it once it is taken over.
+
+    :param gone: one of them, which the guest does not have any more.
+    """
+    plan = replace(from_json(SandboxPlan, PLANS["sandbox"]), network_model="none")
+    made = from_json(ContainerPlan, PLANS["container"])
+    state.write_json(f"{folder}/sandbox.json", {
+        "version": state.VERSION, "id": names[0], "root": f"{folder}/root", "flavor": "unified", "backend": "",
+        "containers": {n: {"root": f"{folder}/root", "plan": to_json(replace(made, id=n)), "resources": {},
+                           "making": False, "cgroup": ""} for n in names}})
+    guest = Guest(*(n for n in names if n != gone))
+
+    async def main() -> None:
+        share: Any = SimpleNamespace(remove=lambda _id: None)
+        machine: Any = Machine()
+        sandbox = Sandbox(str(folder), plan, SandboxRecord(str(folder)), machine, guest, share,  # type: ignore[arg-type]
+                          resuming=True)
+        async with asyncio.timeout(10):
+            await boot.take_over(sandbox)
+            await then(sandbox)
+            await sandbox.close()
+
+    asyncio.run(main())
+    return guest
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 1}', '{"version": 99}', '{"init_process_pid": 1}'])
+def test_a_record_that_cannot_be_read_harms_nobody(run_dir: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its container goes on, too, and its engine hears of its end; what is on disk is left for somebody to look at."""
+    for name in ("good", "bad"):
+        state.new_container(f"{run_dir}/root", name, record(id=name, flavor="unified", status="created"))
+    damaged = run_dir / "root/bad/state.json"
+    damaged.write_text(text)
+
+    async def then(sandbox: Sandbox) -> None:
+        assert {c.id: c.status for c in sandbox.containers.values()} == {"good": "running", "bad": "running"}
+        await asyncio.sleep(0)
+        assert not any(f.done() for c in sandbox.containers.values() for f in c.processes.values())
+        assert not await sandbox.delete("bad", True)
+
+    guest = take_over(run_dir, "good", "bad", then=then)
+    assert guest.asked == ["RemoveContainer bad"], "nobody is killed because of a file"
+    assert damaged.read_text() == text
+    assert state.load_container(f"{run_dir}/root", "good").record["status"] == "running"
+    assert re.search(f"container bad goes on without its record: .*{damaged}", capfd.readouterr().out)
+
+
+def test_a_container_that_the_guest_does_not_have_has_ended(run_dir: Path) -> None:
+    for name in ("here", "gone"):
+        state.new_container(f"{run_dir}/root", name, record(id=name, flavor="unified"))
+
+    async def then(sandbox: Sandbox) -> None:
+        assert {c.id: c.status for c in sandbox.containers.values()} == {"here": "running", "gone": "stopped"}
+        assert sandbox.containers["gone"].processes["gone"].result() == 137, "for a shim that attaches"
+
+    take_over(run_dir, "here", "gone", then=then, gone="gone")
+
+
+def test_a_cgroup_that_refuses_harms_nobody(run_dir: Path, capfd: pytest.CaptureFixture[str],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        state.new_container(f"{run_dir}/root", name, record(id=name, flavor="unified", cgroup=f"/{name}"))
+
+    def release(path: str) -> None:
+        if path == "/a":
+            raise HostError("cannot release the memory limit of cgroup /a: Device or resource busy")
+
+    monkeypatch.setattr(boot.cgroups, "release_limit", release)
+
+    async def then(sandbox: Sandbox) -> None:
+        assert set(sandbox.containers) == {"a", "b"}
+
+    take_over(run_dir, "a", "b", then=then)
+    assert "cannot release the memory limit of cgroup /a" in capfd.readouterr().out
