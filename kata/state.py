@@ -353,18 +353,26 @@ def load_container(root: str, container_id: str) -> Container:
 
 
 def remove_container(container: Container) -> None:
-    """Remove the record, in one step: nobody sees a part of it."""
+    """Remove the record, in one step: nobody sees a part of it.
+
+    :raise HostError: it cannot be removed.
+    """
     aside = f"{container.root}/{_OLD}{os.getpid()}"
     _remove_tree(aside)
     try:
         os.rename(container.dir, aside)
     except FileNotFoundError:
         return
+    except OSError as e:
+        raise HostError(f"cannot remove {container.dir}: {e.strerror}") from e
     _remove_tree(aside)
 
 
 def _remove_tree(path: str) -> None:
-    """Remove a record's folder, as far as it goes; nothing is no error.  It holds files only."""
+    """Remove a record's folder, as far as it goes; nothing is no error.  It holds files only.  Of a link, the link."""
+    if os.path.islink(path):
+        os.unlink(path)
+        return
     for name in _names(path):
         try:
             os.unlink(f"{path}/{name}")

@@ -11,6 +11,11 @@ from kata.cli.context import Context
 from kata.errors import Damaged, HostError, KataError, NotFound, UsageError, WrongState
 from kata.table import FLAG, Argument, Namespace, Option, Verb
 
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 VERB = Verb(
     "Remove stopped containers, and with --force running ones too.",
     Option("--force", "-f", kind=FLAG, help="kill what still runs; an unknown id is no error"),
@@ -129,9 +134,8 @@ def _another_cgroup(container: state.Container) -> str:
     """Cgroup of a container that stays in the sandbox; "" if there is none."""
     with suppress(FileNotFoundError, KataError):
         for other, entry in state.read_json(f"{container.sandbox_dir}/sandbox.json")["containers"].items():
-            if other != container.id:
-                path: str = state.load_container(entry["root"], other).record["cgroup"]
-                return path
+            if other != container.id and entry.get("cgroup"):
+                return str(entry["cgroup"])
     return ""
 
 
@@ -150,14 +154,20 @@ def _poststop(context: Context, container: state.Container) -> None:
 
 
 def _remove_damaged(context: Context, container_id: str) -> None:
-    """A record that cannot be read: remove the container's directory, and its sandbox if it had one of its own."""
-    import shutil
-
-    from kata.teardown import destroy_sandbox
-
+    """Remove a container whose record cannot be read, as far as its sandbox knows of it."""
     for root in [context.root] if context.root else state.known_roots():
-        path = state.container_dir(root, container_id)
-        if os.path.isdir(path):
-            destroy_sandbox(state.sandbox_dir(state.sandbox_key(root, container_id)))
-            shutil.rmtree(path, ignore_errors=True)
+        if os.path.isdir(state.container_dir(root, container_id)):
+            key, entry = _sandbox_with(root, container_id)
+            delete(context, state.Unrecorded(root, container_id, key, entry), True)
             sys.stderr.write(f"{context.program}: removed the damaged record of container {container_id}\n")
+
+
+def _sandbox_with(root: str, container_id: str) -> tuple[str, Mapping[str, Any]]:
+    """Key of the sandbox that a container is recorded in, and what it says of it; that of its own, if in none."""
+    top = f"{state.RUN_DIR}/sandboxes"
+    for key in os.listdir(top) if os.path.isdir(top) else ():
+        with suppress(FileNotFoundError, NotADirectoryError, KataError):
+            entry = state.read_json(f"{top}/{key}/sandbox.json")["containers"].get(container_id)
+            if entry is not None and entry["root"] == root:
+                return key, entry
+    return state.sandbox_key(root, container_id), {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -278,9 +279,73 @@ def sandbox(root: Path, *containers: str) -> Path:
     """The folder of a sandbox without processes, which the containers are recorded in."""
     folder = Path(state.sandbox_dir("key"))
     folder.mkdir(parents=True)
+    entries = {c: {"root": str(root), "plan": {"flavor": "unified"}, "cgroup": f"/pod/{c}"} for c in containers}
     state.write_json(f"{folder}/sandbox.json", {"version": state.VERSION, "id": "c", "root": str(root),
-                                                "containers": {c: {"root": str(root)} for c in containers}})
+                                                "containers": entries})
     return folder
+
+
+def test_a_link_in_a_root_is_removed_and_not_what_it_leads_to(run_dir: Path) -> None:
+    for name, text in (("broken", "{"), ("whole", json.dumps(record(id="whole", status="stopped", pid=0, pid_start=0)
+                                                             | {"version": state.VERSION}))):
+        elsewhere = run_dir / "elsewhere" / name
+        elsewhere.mkdir(parents=True)
+        (elsewhere / "state.json").write_text(text)
+        (run_dir / "root").mkdir(exist_ok=True)
+        (run_dir / "root" / name).symlink_to(elsewhere)
+        assert verb(run_dir / "root", "delete", "--force", name)[0] == 0
+        assert os.listdir(run_dir / "root") == [] and (elsewhere / "state.json").read_text() == text
+
+
+def test_a_record_that_stays_is_not_said_to_be_removed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "root/c").mkdir(parents=True)
+    (run_dir / "root/c/state.json").write_text("{")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("rename", "rmdir", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    code, said = verb(run_dir / "root", "delete", "--force", "c")
+    assert code == 1 and said.endswith(f"cannot remove {run_dir}/root/c: Read-only file system\n")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_damaged_record_of_a_pods_container(run_dir: Path, monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+    """Its processes are not left running in the machine, nor is the machine in a cgroup that goes."""
+    asked: list[str] = []
+
+    class Client:
+        def __init__(self, path: str, _timeout: float = 0.0) -> None:
+            assert path == f"{folder}/proxy.sock"
+
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def request(self, op: str, **words: object) -> dict[str, bool]:
+            asked.append(f"{op} {words['id']} {words['force']}")
+            return {"last": last}
+
+    class Cgroup:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def remove(self, *, kill: bool, move_to: Cgroup | None) -> None:
+            asked.append(f"cgroup {self.path} {kill} {move_to and move_to.path}")
+
+    folder = sandbox(run_dir / "root", *(["c"] if last else ["b", "c", "d"]))
+    for name in ("b", "c"):
+        (run_dir / "root" / name).mkdir(parents=True)
+        (run_dir / "root" / name / "state.json").write_text("{")
+    monkeypatch.setattr("kata.wire.Client", Client)
+    monkeypatch.setattr("kata.cgroups.at", Cgroup)
+    code, said = verb(run_dir / "root", "delete", "--force", "c")
+    assert code == 0 and "removed the damaged record of container c" in said and not (run_dir / "root/c").exists()
+    assert asked == ["delete c True", f"cgroup /pod/c {last} {None if last else '/pod/b'}"]
+    assert folder.exists() != last
 
 
 def test_cleanup_leaves_sandboxes_of_containers_that_it_cannot_read(run_dir: Path) -> None:
