@@ -58,15 +58,33 @@ def _sandboxes() -> list[tuple[str, Callable[[], None]]]:
     mount of another namespace, is its owner's.
     """
     from kata.sandbox import out_of_sight
-    from kata.teardown import destroy_sandbox
 
     top = f"{state.RUN_DIR}/sandboxes"
     # Before the containers: a sandbox made meanwhile has a container already.
     keys = sorted(os.listdir(top)) if os.path.isdir(top) else []
-    used = {c.record["sandbox_key"] for _n, c in state.list_containers("") if not isinstance(c, StateError)}
-    return [(f"sandbox {key} (no container is in it)", partial(destroy_sandbox, state.sandbox_dir(key)))
+    records = [c.record for _n, c in state.list_containers("") if not isinstance(c, StateError)]
+    used = {record["sandbox_key"] for record in records}
+    cgroups = frozenset(record["cgroup"] for record in records)
+    return [(f"sandbox {key} (no container is in it)", partial(_destroy, state.sandbox_dir(key), cgroups))
             for key in keys if key not in used and not _unreadable(state.sandbox_dir(key))
             and not out_of_sight(state.sandbox_dir(key))]
+
+
+def _destroy(directory: str, used: frozenset[str]) -> None:
+    """Remove a sandbox, and the cgroups of containers whose records are gone.
+
+    :param used: cgroups of other containers: an engine may have made a container of the same name since.
+    """
+    from kata import cgroups
+    from kata.teardown import destroy_sandbox
+
+    try:
+        entries = state.read_json(f"{directory}/sandbox.json").get("containers", {})
+    except (FileNotFoundError, Damaged):
+        entries = {}
+    destroy_sandbox(directory)
+    for path in {entry.get("cgroup", "") for entry in entries.values()} - used - {""}:
+        cgroups.at(path).remove(kill=True)  # the shims
 
 
 def _unreadable(directory: str) -> bool:

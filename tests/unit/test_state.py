@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -357,6 +358,24 @@ def test_cleanup_leaves_sandboxes_of_containers_that_it_cannot_read(run_dir: Pat
     state.remove_container(container)
     code, said = verb(run_dir / "root", "cleanup")
     assert code == 0 and "removing sandbox key (no container is in it)\n" in said and not folder.exists()
+
+
+def test_cleanup_of_a_sandbox_removes_its_containers_cgroups(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their records are gone; a cgroup that another container has by now stays."""
+    removed: list[str] = []
+
+    def at(path: str) -> SimpleNamespace:
+        def remove(*, kill: bool) -> None:
+            assert kill and not folder.exists()
+            removed.append(path)
+
+        return SimpleNamespace(remove=remove)
+
+    folder = sandbox(run_dir / "removed", "c", "again")
+    state.new_container(str(run_dir / "root"), "again", record(sandbox_key="other", cgroup="/pod/again"))
+    monkeypatch.setattr("kata.cgroups.at", at)
+    assert verb(run_dir / "root", "cleanup", "-n")[0] == 0 and not removed
+    assert verb(run_dir / "root", "cleanup")[0] == 0 and removed == ["/pod/c"]
 
 
 def test_a_sandbox_of_another_version_is_left_alone(run_dir: Path) -> None:

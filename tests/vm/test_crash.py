@@ -345,4 +345,4 @@ def test_cleanup_of_a_sandbox_without_records(oci: Oci) -> None:
         shutil.rmtree(root)
         assert parts.key in oci.verb("cleanup").ok().stdout
     eventually("its processes to be gone", lambda: not parts.processes(), 15)
-    assert not parts.folder.exists()
+    assert_nothing_left(root, parts.id)
