@@ -181,7 +181,7 @@ def write(path: str, text: str) -> None:
 
 def read(path: str) -> str:
     """A control file, stripped."""
-    with open(path, encoding="ascii", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return file.read().strip()
 
 
@@ -263,7 +263,7 @@ def _until_empty(directory: str, deadline: float) -> bool:
     remaining = max(0.0, deadline - time.monotonic())
     events = f"{directory}/cgroup.events"
     if os.path.exists(events):
-        with open(events, encoding="ascii") as file:
+        with open(events, encoding="utf-8") as file:
             poll = select.poll()
             poll.register(file, select.POLLPRI)
             return "populated 0" in file.read() or bool(poll.poll(remaining * 1000))

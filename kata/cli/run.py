@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import contextmanager, suppress
 
 from kata.cli.context import Context
@@ -15,7 +14,10 @@ from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
+else:  # without the enumerations that the library wraps it in
+    import _signal as signal
 
 VERB = Verb(
     "Create and start a container; ends with the exit code of its process.",

@@ -1,11 +1,18 @@
-"""TOML files and the lines their keys stand on.  The only module that imports tomli."""
+"""TOML files and the lines their keys stand on.  The only module that imports tomli.
+
+tomli, with ``re`` and ``enum`` that it brings, takes as long as half of all else that a verb
+imports.  So what a file said is kept in :func:`memo`, and holds as long as the
+file's text is the same.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from kata.errors import ConfigError
+from kata import state
+from kata.digest import hexdigest
+from kata.errors import ConfigError, HostError, KataError
 from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -14,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_SIZE = 1 << 20  #: bytes
+MOST_KEPT = 64  #: files that are remembered
 
 _TABLE = r"^\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(#.*)?$"
 _KEY = r"""^\s*([A-Za-z0-9_.\s"'-]+?)\s*="""
@@ -56,7 +64,34 @@ def read(path: str) -> Document:
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
         raise ConfigError(f"{path}:{line}: is not UTF-8") from e
-    return parse(text, path)
+    return _remembered(text, path)
+
+
+def memo() -> str:
+    """The folder with what files said, one file for each path."""
+    return f"{state.RUN_DIR}/parsed"
+
+
+def _remembered(text: str, path: str) -> Document:
+    """:func:`parse`, or what it answered for the same text at the same path."""
+    kept, digest = f"{memo()}/{hexdigest(os.path.abspath(path))[:20]}.json", hexdigest(text)
+    try:
+        known = state.read_json(kept)
+        if known["text"] == digest:
+            return Document(path, known["data"], {(table, key): line for table, key, line in known["lines"]})
+    except (OSError, KataError, KeyError, TypeError, ValueError):
+        pass  # none, or not ours
+    document = parse(text, path)
+    try:
+        os.makedirs(memo(), mode=0o700, exist_ok=True)
+        names = os.listdir(memo())
+        for name in names if len(names) >= MOST_KEPT else ():
+            os.unlink(f"{memo()}/{name}")
+        state.write_json(kept, {"version": state.VERSION, "text": digest, "data": document.data,
+                                "lines": [[*place, line] for place, line in document.lines.items()]})
+    except (OSError, HostError, TypeError):
+        pass  # not root, say, or a date, which JSON has no word for: it is slower without
+    return document
 
 
 def parse(text: str, path: str) -> Document:

@@ -286,12 +286,12 @@ def _keep_dns(rtnl: Rtnl, interface: Interface, tap: int, undo: ExitStack) -> No
 
 def _answer_arp(interface: str) -> None:
     """Undo what :func:`_keep_dns` set for the interface.  The port range stays: other wires may need it."""
-    with open("/proc/sys/net/ipv4/conf/default/arp_ignore", encoding="ascii") as file:
+    with open("/proc/sys/net/ipv4/conf/default/arp_ignore", encoding="utf-8") as file:
         _sysctl(f"ipv4/conf/{interface}/arp_ignore", file.read())
 
 
 def _sysctl(name: str, value: str) -> None:
-    with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
+    with open(f"/proc/sys/net/{name}", "w", encoding="utf-8") as file:
         file.write(value)
 
 

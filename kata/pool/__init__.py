@@ -107,7 +107,7 @@ def in_reach(root: str) -> bool:
 def _mount(path: str) -> int:
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as f:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("mnt_id:"))
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kata import state
 from kata.config import Settings, check_assets, document, hostfile, kata1
 from kata.contract import RuntimeConfig
 from kata.errors import ConfigError
@@ -307,8 +308,8 @@ def test_hashes_of_assets(file: Path, tmp_path: Path) -> None:
 
 def test_assets_have_to_exist(tmp_path: Path) -> None:
     for field in ("kernel", "image", "initrd", "firmware"):
-        for path in (str(tmp_path / "gone"), str(tmp_path)):
-            with pytest.raises(ConfigError, match=f"{field} = .*there is no such file: set in FILE"):
+        for path, why in ((str(tmp_path / "gone"), "there is no such file"), (str(tmp_path), "it is not a regular file")):
+            with pytest.raises(ConfigError, match=f"{field} = .*{why}: set in FILE"):
                 check_assets(RuntimeConfig(**{field: path}, sources=("FILE",)), "")
 
 
@@ -368,3 +369,30 @@ def test_host_file_that_is_a_broken_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(ConfigError, match="a link to a file that is missing"):
         hostfile.read(str(tmp_path / "link"))
+
+
+def test_what_a_file_said_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
+    asked: list[str] = []
+    parse = document.parse
+    monkeypatch.setattr(document, "parse", lambda text, path: asked.append(text) or parse(text, path))
+    path = tmp_path / "configuration.toml"
+
+    def read() -> document.Document:
+        return document.read(str(path))
+
+    path.write_text('[a.b]\nc = ["x"]\n')
+    first = read()
+    assert (read(), len(asked)) == (first, 1)
+    assert first.place("a.b", "c") == read().place("a.b", "c") == f"{path}:2"
+    path.write_text('[a.b]\nc = ["y"]\n')  # as long, and as old as the clock can tell
+    assert read().data == {"a": {"b": {"c": ["y"]}}} and len(asked) == 2
+    for kept in (tmp_path / "run" / "parsed").iterdir():
+        kept.write_text("{")
+    assert read().data == {"a": {"b": {"c": ["y"]}}} and len(asked) == 3
+    path.write_text("a = 1979-05-27\n")
+    assert read() == read() and len(asked) == 5
+    for n in range(2 * document.MOST_KEPT):
+        (tmp_path / f"{n}.toml").write_text("")
+        document.read(str(tmp_path / f"{n}.toml"))
+    assert len(list((tmp_path / "run" / "parsed").iterdir())) <= document.MOST_KEPT

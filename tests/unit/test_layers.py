@@ -42,6 +42,7 @@ BESIDE = {
     ("kata.transport", "kata.agent_client"): "one interface to all agents",
     ("kata.log", "kata.jsontext"): "a line may be JSON",
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
+    ("kata.config", "kata.state"): "what a file said is kept",
     ("kata.joining", "kata.network"): "a sandbox is found by its network namespace",
     ("kata.guestspec", "kata.seccomp"): "a plan holds the compiled filter",
     ("kata.loader", "kata.flavors"): "the default flavor needs no plugin to speak",
