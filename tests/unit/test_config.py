@@ -308,7 +308,7 @@ def test_hashes_of_assets(file: Path, tmp_path: Path) -> None:
 
 def test_assets_have_to_exist(tmp_path: Path) -> None:
     for field in ("kernel", "image", "initrd", "firmware"):
-        for path, why in ((str(tmp_path / "gone"), "there is no such file"), (str(tmp_path), "it is not a regular file")):
+        for path, why in ((str(tmp_path / "gone"), "there is no such file"), (str(tmp_path), "not a regular file")):
             with pytest.raises(ConfigError, match=f"{field} = .*{why}: set in FILE"):
                 check_assets(RuntimeConfig(**{field: path}, sources=("FILE",)), "")
 
