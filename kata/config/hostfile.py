@@ -35,7 +35,7 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
-    """Set keys, ``(table, key) -> value``; the rest of the file stays as it is, comments too.
+    """Set keys, ``(table, key) -> value``; the rest of the file stays as it is, comments, mode and owner too.
 
     It is replaced at once: whoever reads meanwhile sees the old or the new one.
 
@@ -44,17 +44,21 @@ def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
     """
     from kata.config.edit import edited
 
-    before = ""
+    before, there = "", None
     if os.path.lexists(path):
         read(path)
-        with open(path, encoding="utf-8") as f:
-            before = f.read()
+        with open(path, encoding="utf-8", newline="") as f:
+            before, there = f.read(), os.fstat(f.fileno())
     after = edited(before, changes, path)
     target = os.path.realpath(path)
     aside = f"{target}.{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as f:
+        with open(os.open(aside, flags, 0o666 if there is None else 0o600), "w", encoding="utf-8", newline="") as f:
+            if there is not None:
+                os.fchown(f.fileno(), there.st_uid, there.st_gid)
+                os.fchmod(f.fileno(), there.st_mode & 0o7777)
             f.write(after)
             f.flush()
             os.fsync(f.fileno())

@@ -371,6 +371,25 @@ def test_host_file_that_is_a_broken_link(tmp_path: Path) -> None:
         hostfile.read(str(tmp_path / "link"))
 
 
+def test_the_hosts_file_keeps_what_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, line ends, mode and owner; a new one is as the caller's umask makes it."""
+    owners = []
+    monkeypatch.setattr(os, "fchown", lambda _fd, *ids: owners.append(ids))
+    path = tmp_path / "host.toml"
+    path.write_bytes(b"# ours\r\n[runtime]\r\ndefault_flavor = 'clear'\r\n")
+    path.chmod(0o640)
+    hostfile.write(str(path), {("runtime", "default_flavor"): "unified"})
+    assert path.read_bytes() == b'# ours\r\n[runtime]\r\ndefault_flavor = "unified"\r\n'
+    assert path.stat().st_mode & 0o7777 == 0o640 and owners == [(path.stat().st_uid, path.stat().st_gid)]
+    before = os.umask(0o027)
+    try:
+        hostfile.write(str(tmp_path / "new.toml"), {("runtime", "default_flavor"): "unified"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new.toml").stat().st_mode & 0o7777 == 0o640
+
+
+
 def test_what_a_file_said_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
     asked: list[str] = []
