@@ -456,4 +456,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Everything is written; the interpreter's own end would keep the engine waiting for the exit code.
+    os._exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ A verb is a module of this package with a ``VERB`` (what it takes, see
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -70,6 +71,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("--version", "-v", kind=FLAG, help="print the version"),
 )
 
+#: Objects that the collector looks at once: more than imports make, of which nothing is garbage.
+GARBAGE = 100_000
+
 _UNSUPPORTED = ("checkpoint", "restore", "init")
 
 __all__ = ["MANY", "OPTIONS", "VALUE", "VERBS", "main"]
@@ -90,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """:func:`main` as a process: its end without the interpreter's own, which takes a fifth of a short verb."""
+    gc.set_threshold(GARBAGE)
     _open_streams()
     try:
         code = main()

@@ -9,6 +9,7 @@ stops it, and waits until somebody claims it.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -118,13 +119,16 @@ def main(argv: list[str]) -> int:
         failure = e
     except OSError as e:
         failure = HostError(f"the proxy cannot set the sandbox up: {e}")
-    # Heavy from here on: asyncio, protobuf, QMP.
+    # Heavy from here on: asyncio, protobuf, QMP.  Hardly anything of an import is garbage.
+    gc.disable()
     _lighten()
     import socket
 
     from kata.proxy import boot
     from kata.proxy.serve import serve
 
+    gc.freeze()
+    gc.enable()
     how = boot.take_over if resume else boot.warm_up if pooled else boot.boot
     serve(start, socket.socket(fileno=LISTENER), failure, how)
     sys.stdout.flush()

@@ -25,7 +25,7 @@ PLACES = [str(HERE), str(HERE / "agent"), *(str(HERE / "backends" / flavor) for 
 
 #: What every verb needs.  ``_x`` is a part of the interpreter, not a module of the library.
 CORE = set("""
-    __future__ errno _json
+    __future__ errno gc _json
     kata kata.cli kata.cli.context kata.errors kata.flavors kata.jsontext kata.log kata.personality kata.record
     kata.state kata.table
 """.split())
@@ -156,7 +156,7 @@ def test_create_imports_what_it_needs(flavor: str) -> None:
     code, modules = imported(CREATE.format(places=PLACES, flavor=flavor))
     assert code == "0"
     library = {m for m in modules if m.split(".")[0] not in ("kata", "kata_agent", f"kata_{flavor}")}
-    allowed = {"__future__", "_json", "errno", "binascii", "fcntl", "select", "_socket", "_struct", "struct", "_sha256",
+    allowed = {"__future__", "_json", "errno", "gc", "binascii", "fcntl", "select", "_socket", "_struct", "struct", "_sha256",
                *STACKS, *SYSCALLS}
     assert not library - allowed, f"create imports {sorted(library - allowed)}"
     assert not {m for m in modules if m.startswith(("kata.proxy", "kata.vm", "kata.seccomp", "kata_agent.protocol"))}
