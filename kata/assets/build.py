@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from kata.assets import options, packages, store, workshop
 from kata.assets.image import FORMATS, build_image
@@ -16,7 +16,8 @@ from kata.assets.store import Asset
 KERNELS: dict[str, Callable[..., Asset]] = {"stock": build_kernel_stock, "minimal": build_kernel_minimal}
 
 
-def build(kinds: Iterable[str], progress: Progress, *, fmt: str = "", force: bool = False) -> list[Asset]:
+def build(kinds: Iterable[str], progress: Progress, configuration: Collection[str], *, fmt: str = "",
+          force: bool = False) -> list[Asset]:
     """The images of ``kinds`` (``initrd``, ``image``) for the kernel in use, and select them.
 
     A stock kernel, or none, is made or brought up to date first; a minimal one
@@ -24,6 +25,7 @@ def build(kinds: Iterable[str], progress: Progress, *, fmt: str = "", force: boo
     inputs is taken as it is.  An image of another kind that is selected for
     another kernel is made anew, too, so that everything selected fits together.
 
+    :param configuration: files that may name assets by their paths: these stay.
     :param fmt: of the image: ``erofs`` or ``ext4``; by default that of the selected image, or erofs.
     :param force: make everything again, but a minimal kernel.
     :raise kata.errors.HostError: something cannot be made; what was selected stays.
@@ -32,26 +34,31 @@ def build(kinds: Iterable[str], progress: Progress, *, fmt: str = "", force: boo
         used = store.selected("kernel")
         return used if used is not None and used.variant == "minimal" else build_kernel_stock(progress, force=force)
 
-    return _build(kernel, set(kinds), fmt, progress, force)
+    return _build(kernel, set(kinds), configuration, fmt, progress, force)
 
 
-def build_kernel(variant: str, progress: Progress, *, force: bool = False) -> list[Asset]:
+def build_kernel(variant: str, progress: Progress, configuration: Collection[str], *,
+                 force: bool = False) -> list[Asset]:
     """A kernel and an initrd for it (and a root image, if one is selected); select them.
 
     :param variant: one of :data:`kata.assets.store.KERNELS`.
+    :param configuration: as above.
     :param force: make the kernel again.
     :raise kata.errors.KataError: it cannot be made, or lacks what the agent requires; what was selected stays.
     """
-    return _build(lambda: KERNELS[variant](progress, force=force), {"initrd"}, "", progress, False)
+    return _build(lambda: KERNELS[variant](progress, force=force), {"initrd"}, configuration, "", progress, False)
 
 
-def _build(kernel: Callable[[], Asset], kinds: set[str], fmt: str, progress: Progress, force: bool) -> list[Asset]:
+def _build(kernel: Callable[[], Asset], kinds: set[str], configuration: Collection[str], fmt: str, progress: Progress,
+           force: bool) -> list[Asset]:
     with workshop.locked(progress):
         try:
-            return _build_all(kernel, kinds, fmt, progress, force)
+            built = _build_all(kernel, kinds, fmt, progress, force)
         except StaleIndex:
             packages.update(progress)
-            return _build_all(kernel, kinds, fmt, progress, force)
+            built = _build_all(kernel, kinds, fmt, progress, force)
+        workshop.prune(configuration)
+        return built
 
 
 def _build_all(
@@ -74,5 +81,4 @@ def _build_all(
     for asset in built:
         for kind, name in asset.files.items():
             store.switch(kind, f"../{asset.id}/{name}")
-    workshop.prune()
     return built

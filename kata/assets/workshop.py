@@ -10,9 +10,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ BUILDERS = {
 }
 LOCK_TIMEOUT = 1800.0  #: seconds to wait for another build
 KEPT = 3  #: assets of a kind that stay although nothing selects them
+MAX_CONFIGURATION = 1 << 20  #: bytes; a larger file configures nothing here
+_PATH = re.compile(rb"/[^\s\"',;=\0]+")
 _WORK = ".building-"
 
 
@@ -133,14 +136,38 @@ def _builder(name: str) -> str:
     return digest.hexdigest()[: store.ID_LENGTH]
 
 
-def prune() -> None:
-    """Remove the oldest assets that nothing selects, beyond :data:`KEPT` of a kind, and of a kernel's variant."""
-    used = {a.id for a in map(store.selected, store.KINDS) if a}
+def prune(configuration: Iterable[str] = ()) -> None:
+    """Remove the oldest assets that nothing selects or names, beyond :data:`KEPT` of a kind, and of a kernel's variant.
+
+    :param configuration: files that may name some.
+    """
+    used = {a.id for a in map(store.selected, store.KINDS) if a} | _named(configuration)
     used |= {str(a.inputs.get(k)) for a in store.list_assets() if a.id in used for k in ("kernel", "base")}
     for kind, variant in (*(("kernel", v) for v in store.KERNELS), ("base", ""), ("initrd", ""), ("image", "")):
         idle = [a for a in store.list_assets(kind) if a.id not in used and variant in ("", a.variant)]
         for asset in idle[: max(0, len(idle) - KEPT)]:
             shutil.rmtree(asset.path)
+
+
+def _named(files: Iterable[str]) -> set[str]:
+    """Ids of the assets to which the paths lead that stand in these files, or in a TOML file that one of them names.
+
+    Whatever the language of a file: a path too many keeps an asset for longer, one too few would end a configuration.
+    """
+    top = os.path.realpath(store.root())
+    ids, left, seen = set(), [os.path.realpath(file) for file in files], set()
+    while left:
+        file = left.pop()
+        if file in seen or not os.path.isfile(file) or os.path.getsize(file) > MAX_CONFIGURATION:
+            continue
+        seen.add(file)
+        for match in _PATH.finditer(Path(file).read_bytes()):
+            path = os.path.realpath(os.fsdecode(match[0]))
+            if path.startswith(f"{top}/"):
+                ids.add(path[len(top) + 1 :].partition("/")[0])
+            elif path.endswith(".toml"):
+                left.append(path)
+    return ids
 
 
 def _write_manifest(

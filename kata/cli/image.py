@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from kata.assets import store
 from kata.assets.image import FORMATS
 from kata.assets.progress import megabytes
+from kata.cli.context import Context
+from kata.errors import KataError
 
 
 @click.group()
@@ -20,7 +24,8 @@ def command() -> None:
               help="File system of the root image.  [default: that of the selected image, or erofs]")
 @click.option("--force", is_flag=True, help="Make everything again but a minimal kernel.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
-def build(kind: str, fmt: str | None, force: bool, quiet: bool) -> None:
+@click.pass_obj
+def build(context: Context, kind: str, fmt: str | None, force: bool, quiet: bool) -> None:
     """Build what is missing or out of date, from Debian packages and the agent, and select it.
 
     That is for the kernel in use; without one, for Debian's (see ``kata kernel``).
@@ -30,7 +35,7 @@ def build(kind: str, fmt: str | None, force: bool, quiet: bool) -> None:
 
     progress = Progress(quiet=quiet)
     kinds = ("initrd", "image") if kind == "all" else (kind,)
-    for asset in build_assets(kinds, progress, fmt=fmt or "", force=force):
+    for asset in build_assets(kinds, progress, configuration(context), fmt=fmt or "", force=force):
         for name in asset.files.values():
             click.echo(f"{asset.kind}\t{asset.path}/{name}")
 
@@ -55,6 +60,24 @@ def select(id: str) -> None:
 def verify(id: str | None) -> None:
     """Compare the files of image ID, or of all, with what was built."""
     check(("initrd", "image"), id)
+
+
+def configuration(context: Context) -> list[str]:
+    """The files of this host that may name assets: of all flavors, and of engines, which give a runtime its options."""
+    from contextlib import suppress
+    from glob import escape, glob
+
+    from kata import engines, loader
+    from kata.config import DROP_INS
+    from kata.contract import InvocationOptions
+
+    options = InvocationOptions(config_path=context.options["kata_config"], environ=dict(os.environ))
+    patterns = [place for kinds in engines.PLACES.values() for places in kinds.values() for place in places]
+    for name in loader.available():
+        with suppress(KataError):  # one that does not work makes no machines
+            for path in loader.load(name).config_paths(options):
+                patterns += [escape(path), f"{escape(os.path.dirname(path))}/{DROP_INS}/*.toml"]
+    return [path for pattern in patterns for path in glob(pattern)]
 
 
 def show(kinds: tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from kata.assets import store
-from kata.cli.image import check, show
+from kata.cli.context import Context
+from kata.cli.image import check, configuration, show
 
 
 @click.group()
@@ -17,7 +18,8 @@ def command() -> None:
 @click.argument("variant", type=click.Choice(store.KERNELS), default="minimal")
 @click.option("--force", is_flag=True, help="Make it again, also when it is there already.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
-def build(variant: str, force: bool, quiet: bool) -> None:
+@click.pass_obj
+def build(context: Context, variant: str, force: bool, quiet: bool) -> None:
     """Build a kernel (minimal, unless VARIANT says stock) and the images for it, and select them.
 
     The minimal kernel is compiled once for each version of its source,
@@ -27,7 +29,7 @@ def build(variant: str, force: bool, quiet: bool) -> None:
     from kata.assets.build import build_kernel
     from kata.assets.progress import Progress
 
-    for asset in build_kernel(variant, Progress(quiet=quiet), force=force):
+    for asset in build_kernel(variant, Progress(quiet=quiet), configuration(context), force=force):
         for name in asset.files.values():
             click.echo(f"{asset.kind}\t{asset.path}/{name}")
 

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kata import engines
 from kata.assets import options, store, workshop
 from kata.assets.progress import Progress
 from kata.cli import image, kernel
+from kata.cli.context import Context
 from kata.errors import ConfigError, HostError, NotFound
+from kata.flavors import Choice
+from kata.personality import Personality
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +97,16 @@ def test_verify(assets: list[store.Asset]) -> None:
     (Path(assets[0].path) / "config").write_text("")
     with pytest.raises(HostError, match="config is not what was built"):
         call(kernel.command, "verify")
+
+
+def test_which_files_may_name_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of every flavor, whichever is asked for, and the engines'."""
+    (tmp_path / "config.d").mkdir()
+    for name in ("mine.toml", "config.d/more.toml", "daemon.json"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("KATA_CONF_FILE", f"{tmp_path}/mine.toml")
+    monkeypatch.setattr(engines, "PLACES", {"docker": {"daemon.json": (f"{tmp_path}/d*.json",)}})
+    context = Context("kata", {"debug": False, "timings": False, "log": "", "log_format": "", "kata_config": ""},
+                      Choice("runv", ""), Personality(), "image")
+    found = [path for path in image.configuration(context) if path.startswith(str(tmp_path))]
+    assert found == [f"{tmp_path}/{name}" for name in ("daemon.json", "mine.toml", "config.d/more.toml")]

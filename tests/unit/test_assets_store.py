@@ -208,6 +208,21 @@ class TestWorkshop:
         assert len(left) == workshop.KEPT + 1
         assert others[-1].id in left
 
+    def test_prune_keeps_what_a_configuration_names(self, root: Path, tmp_path: Path, progress: Progress) -> None:
+        """By its path or by a link to it; in a file of a flavor's, in an engine's options, or in a file these name."""
+        made = [make("kernel", "k", progress, version=str(i)) for i in range(workshop.KEPT + 6)]
+        link = tmp_path / "vmlinuz"
+        link.symlink_to(f"{made[1].path}/file")
+        (tmp_path / "flavor.toml").write_text(f'kernel = "{made[0].path}/file" # "{link}"\n')
+        (tmp_path / "other.toml").write_text(f"initrd = '{root}/x/../{made[2].id}/file'\n")
+        (tmp_path / "daemon.json").write_text(json.dumps({"runtimes": {"runv": {"runtimeArgs": [
+            f"--kernel={made[3].path}/file", "--kata-config", f"{tmp_path}/other.toml"]}}}))
+        for name in ("fifo.toml", "large.toml"):
+            os.mkfifo(tmp_path / name) if "fifo" in name else (tmp_path / name).write_bytes(bytes(2 << 20))
+        workshop.prune(map(str, tmp_path.glob("*.[tj]*")))
+        left = [a.id for a in store.list_assets("kernel")]
+        assert [a.id in left for a in made] == [True] * 4 + [False, False] + [True] * workshop.KEPT
+
     def test_prune_keeps_a_kernel_that_took_long(self, progress: Progress) -> None:
         minimal = make("kernel", "m", progress, variant="minimal")
         for i in range(workshop.KEPT + 2):
