@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAKING, ENDING = ".new-", ".old-"
 KEY_SIZE = 16  #: hex digits
-LOCK = "lock"  #: held by the keeper for as long as it lives; its pid is in it
+LOCK = "lock"  #: the keeper holds a lock of its process on it for as long as it lives, and does not open it again
 WANTED = "wanted"  #: written to by who found no machine
 
 

@@ -16,6 +16,7 @@ import itertools
 import os
 import select
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -39,6 +40,7 @@ READY_MARGIN = 60.0  #: beyond the boot timeout, for the rest of a machine's mak
 RETRY = 30.0  #: seconds until the next try after one that failed
 RESERVE = 10  #: percent of the host's memory that the pool leaves free
 SOCKET_PATH_MAX = 107  #: bytes of a unix socket's path, unix(7)
+_FLOCK = "hhqqi4x"  #: struct flock
 
 #: What the warm-up runs: the shape of any engine's container, its programs those of the guest.
 WARM_UP = {
@@ -80,18 +82,17 @@ def warm_up_bundle() -> Bundle:
 
 
 def keeper_of(path: str) -> int:
-    """The keeper's pid, 0 if none is at work on the pool at ``path``."""
+    """Pid of the keeper of the pool at ``path``, 0 if none is at work: the kernel knows who holds the lock (fcntl(2))."""
     try:
-        fd = os.open(f"{path}/{pool.LOCK}", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{path}/{pool.LOCK}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return 0
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return 0
-    except BlockingIOError:
-        return int(os.pread(fd, 32, 0) or b"0")
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _whence, _start, _length, pid = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     finally:
         os.close(fd)
+    return 0 if kind == fcntl.F_UNLCK else pid
 
 
 @contextmanager
@@ -115,11 +116,9 @@ def kept(path: str) -> Iterator[None]:
             raise HostError(f"the pool {path} is on another file system than {state.RUN_DIR}",
                             "machines are claimed by a rename: set vm_cache_endpoint accordingly")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"the pool {path} has a keeper already (pid {keeper_of(path)})") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(lock)
@@ -329,11 +328,12 @@ def stop(path: str, timeout: float = 60.0) -> int:
         with suppress(ProcessLookupError):
             pidfd = syscalls.pidfd_open(pid)
             try:
-                os.kill(pid, signal.SIGTERM)
-                poll = select.poll()
-                poll.register(pidfd, select.POLLIN)
-                if not poll.poll(timeout * 1000):
-                    raise HostError(f"the pool's keeper (pid {pid}) did not end within {timeout:g} s")
+                if keeper_of(path) == pid:  # still: the descriptor is the keeper's
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                    poll = select.poll()
+                    poll.register(pidfd, select.POLLIN)
+                    if not poll.poll(timeout * 1000):
+                        raise HostError(f"the pool's keeper (pid {pid}) did not end within {timeout:g} s")
             finally:
                 os.close(pidfd)
     machines = [*pool.machines(path), *pool.half_made(path)]

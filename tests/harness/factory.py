@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from kata.pool.keeper import keeper_of
+
 from .oci import Oci
 from .proc import Result, environment, run
 from .wait import eventually, process_end
@@ -52,8 +54,8 @@ class Factory:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.oci.argv(*self.globals, "factory", "run"), env=environment(),
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        pid, lock = self.process.pid, self.pool / "lock"
-        eventually("the keeper at its pool", lambda: lock.read_text() == str(pid), 30)
+        pid = self.process.pid
+        eventually("the keeper at its pool", lambda: keeper_of(str(self.pool)) == pid, 30)
         return pid
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kata import pool, template
+from kata import pool, state, template
 from kata.contract import MachinePlan, SandboxPlan
-from kata.errors import HostError
+from kata.errors import HostError, InUse
 from kata.pool import keeper
 from kata.record import replace
 
@@ -97,6 +103,40 @@ def test_dead_machines_are_left_overs(plan: SandboxPlan) -> None:
     dead = machine(plan, "a")
     assert keeper.left_over(plan.pool_path) == [str(dead)]
     assert keeper.keeper_of(plan.pool_path) == 0
+
+
+def test_the_keeper_is_who_holds_the_lock(plan: SandboxPlan) -> None:
+    """Nothing that an earlier one has left, and nobody who only looks; another one has no part in it."""
+    path = plan.pool_path
+    Path(path).mkdir()
+    other = subprocess.Popen(["sleep", "100"])
+    try:
+        for said in (str(other.pid), "", "x" * 40):
+            Path(path, pool.LOCK).write_text(said)
+            looking = os.open(f"{path}/{pool.LOCK}", os.O_RDWR)
+            fcntl.flock(looking, fcntl.LOCK_EX)
+            assert keeper.keeper_of(path) == 0 and keeper.stop(path) == 0
+            os.close(looking)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_one_keeper_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # of a short name: sockets are to live there
+        path = f"{folder}/pool"
+        program = ("import sys; from kata import state; from kata.pool.keeper import kept\n"
+                   f"state.RUN_DIR = {folder!r}\nwith kept({path!r}): print('here', flush=True); sys.stdin.read()")
+        monkeypatch.setattr(state, "RUN_DIR", folder)
+        with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            assert one.stdout and one.stdout.readline() == b"here\n"
+            assert keeper.keeper_of(path) == one.pid
+            with pytest.raises(InUse, match=f"has a keeper already .pid {one.pid}."), keeper.kept(path):
+                pass
+            assert keeper.keeper_of(path) == one.pid, "a look does not take it away"
+            assert keeper.stop(path, timeout=20) == 0
+        assert one.returncode == -signal.SIGTERM and keeper.keeper_of(path) == 0
 
 
 def test_what_is_no_machine_and_no_template_is_left_alone(plan: SandboxPlan, tmp_path: Path) -> None:
