@@ -29,15 +29,17 @@ def sweep(run: Path = Path("/run"), data: Path = Path("/var/tmp"), proc: Path = 
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(line.split()[0]), signal.SIGKILL)
         for folder in folders:
-            for mount in reversed(host.mounts(f"{folder}/")):
+            for mount in reversed(host.mounts(str(folder))):
                 host.run(["umount", "--lazy", mount])
             shutil.rmtree(folder, ignore_errors=True)
-        mine = re.compile(rf"{name}(?!\d)")
-        for group in filter(mine.search, sorted(host.cgroups(name), reverse=True)):
-            with contextlib.suppress(OSError):
-                os.rmdir(group)
+        # An engine's letters, and whatever an engine or a case calls its own.
+        mine = re.compile(rf"{name}[a-z]{{0,2}}(-.*)?")
+        for group in sorted(host.cgroups(name), reverse=True):
+            if any(map(mine.fullmatch, group.split("/"))):
+                with contextlib.suppress(OSError):
+                    os.rmdir(group)
         namespaces = Path("/run/netns")
         for namespace in namespaces.iterdir() if namespaces.exists() else ():
-            if mine.match(namespace.name):
+            if mine.fullmatch(namespace.name):
                 host.NetworkNamespace(namespace.name).delete()
     return stale

@@ -82,7 +82,7 @@ def warm_up_bundle() -> Bundle:
 
 
 def keeper_of(path: str) -> int:
-    """Pid of the keeper of the pool at ``path``, 0 if none is at work: the kernel knows who holds the lock (fcntl(2))."""
+    """The keeper's pid, 0 if none is at work on the pool at ``path``: by the kernel, which knows who holds the lock."""
     try:
         fd = os.open(f"{path}/{pool.LOCK}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

@@ -6,10 +6,13 @@ import hashlib
 import json
 import subprocess
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from kata.conformance import leftovers
 from kata.conformance.case import CASES
 from kata.conformance.engines import cri_messages, host
 from kata.conformance.engines.oci_image import write_image
@@ -103,3 +106,48 @@ def test_there_are_enough_cases_of_engines() -> None:
     suites = [case.suite for case in CASES]
     assert suites.count("docker") >= 60
     assert all(suites.count(suite) >= 10 for suite in ("podman", "containerd", "cri"))
+
+
+@pytest.fixture
+def named() -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts a process whose command line is one word."""
+    with ExitStack() as close:
+        def start(word: str) -> subprocess.Popen[bytes]:
+            child = subprocess.Popen([word, "100"], executable="/bin/sleep")
+            close.callback(child.wait)
+            close.callback(child.kill)
+            return child
+
+        yield start
+
+
+def test_processes_are_found_by_whole_names(named: Callable[[str], subprocess.Popen[bytes]]) -> None:
+    theirs = [named(word) for word in ("/run/x71/a", "--root=/run/x71/a", "unix:///run/x71/s", "sandbox-x71-one")]
+    for word in ("/srv/run/x71/a", "/run/x712/a", "ax71-one", "/run/x71-2/a", "x71-one1", "/home/.x71-one"):
+        named(word)
+    found = host.processes(["/run/x71/", "x71-one"], ())
+    assert sorted(int(line.split()[0]) for line in found) == sorted(child.pid for child in theirs)
+
+
+def test_mounts_are_found_by_where_they_are() -> None:
+    below = host.mounts("/sys")
+    assert "/sys" in below and all(point == "/sys" or point.startswith("/sys/") for point in below)
+    assert host.mounts("/sys/") == below and host.mounts("ys") == host.mounts("/sy") == []
+
+
+def test_leftovers_are_those_of_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              named: Callable[[str], subprocess.Popen[bytes]]) -> None:
+    """A run that is over; what only has a name like one of its own stays."""
+    run, data, proc = (tmp_path / name for name in ("run", "data", "proc"))
+    for folder in (run / "kc71", run / "kc72", run / "mykc71", data / "kc71", data / "kc73", proc / "72"):
+        folder.mkdir(parents=True)
+    mine, other = named(f"{run}/kc71/oci/shim"), named(f"/srv{run}/kc71/oci/shim")
+    stays = [f"/sys/fs/cgroup/{name}" for name in ("mykc71-a", "kc711-a", "kc71abc-a", "x/kc71.slice")]
+    goes = [f"/sys/fs/cgroup/{name}" for name in ("kc71-runc-1", "kc71d-docker", "kc71d-docker/hash")]
+    removed: list[str] = []
+    monkeypatch.setattr(host, "cgroups", lambda _name: [*stays, *goes])
+    monkeypatch.setattr(leftovers.os, "rmdir", removed.append)
+    monkeypatch.setattr(leftovers.shutil, "rmtree", lambda path, **_: removed.append(str(path)))
+    assert leftovers.sweep(run, data, proc) == ["kc71"]
+    assert mine.wait(10) == -9 and other.poll() is None
+    assert removed == [f"{data}/kc71", f"{run}/kc71", *sorted(goes, reverse=True)]

@@ -391,7 +391,7 @@ def cgroups_path(o: OciRuntime) -> Seen:
         c.end()
         c.delete().ok()
     left = [group for group in host.cgroups("inner") if parent in group]
-    for group in host.cgroups(parent):
+    for group in reversed(host.cgroups(parent)):
         os.rmdir(group)
     return {"there": there, "left": left}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import shlex
 import shutil
@@ -294,27 +295,34 @@ def wrapper(folder: Path, name: str, command: Sequence[str]) -> Path:
 
 
 def processes(needles: Sequence[str], but: Collection[int] = ()) -> list[str]:
-    """Live processes, ``but`` these, whose command line names one of the needles: ``PID COMMAND``."""
+    """Live processes, ``but`` these, whose command line names one of the needles: ``PID COMMAND``.
+
+    A needle stands there as it is, or as the end of a longer word, as in ``sandbox-ID``; a longer path or name that
+    only holds it is another.
+    """
+    ends = {True: r"(?!\w)", False: ""}
+    wanted = re.compile("|".join(rf"(?<![\w.]){re.escape(n)}{ends[n[-1].isalnum()]}" for n in needles))
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         try:
             line = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:  # it ended
             continue
-        if int(entry) not in (os.getpid(), *but) and any(n in line for n in needles):
+        if int(entry) not in (os.getpid(), *but) and wanted.search(line):
             found.append(f"{entry} {line}")
     return found
 
 
-def mounts(needle: str) -> list[str]:
-    """Mount points below ``needle``, the innermost last."""
+def mounts(folder: str) -> list[str]:
+    """Mount points at or below ``folder``, the innermost last."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
-        return [line.split()[4] for line in table if needle in line.split()[4]]
+        points = [line.split()[4] for line in table]
+    return [point for point in points if f"{point}/".startswith(f"{folder.rstrip('/')}/")]
 
 
 def cgroups(needle: str) -> list[str]:
-    """Control groups whose path names ``needle``."""
-    return [os.path.join(top, n) for top, names, _ in os.walk("/sys/fs/cgroup") for n in names if needle in n]
+    """Control groups whose path holds ``needle``, outer ones first."""
+    return [f"{top}/{n}" for top, names, _ in os.walk("/sys/fs/cgroup") for n in names if needle in f"{top}/{n}"]
 
 
 class Left(KataError):
