@@ -46,25 +46,35 @@ def read(path: str) -> Document:
     :raise FileNotFoundError: there is none.
     :raise ConfigError: it cannot be read or is not TOML; the text has file and line.
     """
+    return _remembered(text_of(path), path)
+
+
+def text_of(path: str, name: str = "", limit: int = MAX_SIZE) -> str:
+    """What is in a regular file of at most ``limit`` bytes; a FIFO is not waited for.
+
+    :param name: what errors call it, if not by its path.
+    :raise FileNotFoundError: there is none.
+    :raise ConfigError: it cannot be read.
+    """
+    name = name or path
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as e:
-        raise ConfigError(f"cannot read {path}: {_reason(e)}") from e
+        raise ConfigError(f"cannot read {name}: {_reason(e)}") from e
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ConfigError(f"cannot read {path}: it is not a regular file")
+        raise ConfigError(f"cannot read {name}: it is not a regular file")
     with os.fdopen(fd, "rb") as f:
-        raw = f.read(MAX_SIZE + 1)
-    if len(raw) > MAX_SIZE:
-        raise ConfigError(f"{path} is larger than {MAX_SIZE >> 20} MiB")
+        raw = f.read(limit + 1)
+    if len(raw) > limit:
+        raise ConfigError(f"{name} is larger than {limit >> 20} MiB")
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
-        raise ConfigError(f"{path}:{line}: is not UTF-8") from e
-    return _remembered(text, path)
+        raise ConfigError(f"{name}:{line}: is not UTF-8") from e
 
 
 def memo() -> str:

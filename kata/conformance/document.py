@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from kata import __version__, hostfacts, process
+from kata.config.document import text_of
 from kata.conformance.case import Case
 from kata.conformance.subject import Subject
 from kata.errors import ConfigError, KataError
 
 VERSION = 1
+MAX_SIZE = 64 << 20  #: bytes; a full run has far less
 RAN, FAILED, SKIPPED = "ran", "failed", "skipped"
 
 
@@ -58,12 +60,15 @@ def load(path: str | Path) -> dict[str, Any]:
 
     :raise ConfigError: it cannot be read, or is none of this version.
     """
+    hint = "name the JSON file of a conformance run"
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}", "name the JSON file of a conformance run") from e
+        found = json.loads(text_of(str(path), limit=MAX_SIZE))
+    except FileNotFoundError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}", hint) from e
+    except ConfigError as e:
+        raise ConfigError(e.text, hint) from e
     except ValueError as e:
-        raise ConfigError(f"{path} is not JSON: {e}", "name the JSON file of a conformance run") from e
+        raise ConfigError(f"{path} is not JSON: {e}", hint) from e
     if not isinstance(found, dict) or found.get("version") != VERSION:
         said = found.get("version") if isinstance(found, dict) else None
         raise ConfigError(f"{path} is no conformance run of version {VERSION}, but of {said!r}",

@@ -42,14 +42,13 @@ class File(ABC):
         self.runtimes = list(self._read())
 
     def _text(self, target: str) -> str:
+        hint = "leave the engine out with --engine, or make it readable"
         try:
-            with open(target, encoding="utf-8", newline="") as f:
-                return f.read()
-        except UnicodeDecodeError as e:
-            raise ConfigError(f"{self.shown}: is not UTF-8") from e
-        except OSError as e:
-            raise ConfigError(f"cannot read {self.shown}: {(e.strerror or str(e)).lower()}",
-                              "leave the engine out with --engine, or make it readable") from e
+            return document.text_of(target, self.shown)
+        except FileNotFoundError as e:
+            raise ConfigError(f"cannot read {self.shown}: {(e.strerror or str(e)).lower()}", hint) from e
+        except ConfigError as e:
+            raise ConfigError(e.text, hint) from e
 
     @abstractmethod
     def _read(self) -> Iterator[Named]:

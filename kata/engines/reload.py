@@ -8,7 +8,7 @@ import signal
 import time
 
 from kata import process, state
-from kata.config import jsonfile
+from kata.config import document, jsonfile
 from kata.engines.containerd import Containerd
 from kata.errors import HostError
 from kata.wire import UnixSocket
@@ -22,6 +22,7 @@ FILE = "/etc/docker/daemon.json"
 TIMEOUT = 20.0  #: seconds until dockerd has to say that it reloaded
 RECEIVE = 1 << 16
 CHECK = 60.0  #: seconds for an engine to look at its file
+PID = 32  #: bytes of a file with a process id that are read
 MAX_EVENTS = 1 << 20  #: bytes of events that are read
 
 
@@ -32,8 +33,7 @@ def running_docker(sysroot: str, path: str = FILE, pidfile: str = "") -> tuple[i
     :param pidfile: where it wrote its process id, if that is neither configured nor the usual place.
     """
     try:
-        with open(f"{sysroot}{path}", encoding="utf-8") as f:
-            text = f.read()
+        text = document.text_of(f"{sysroot}{path}")
         settings = jsonfile.parse(text, f"{sysroot}{path}").value if text.strip() else {}
     except FileNotFoundError:
         settings = {}
@@ -97,7 +97,7 @@ def _pid(sysroot: str, settings: dict[str, Any]) -> int:
     for path in [named] if isinstance(named, str) else [f"{sysroot}/run/docker.pid", f"{sysroot}/var/run/docker.pid"]:
         try:
             with open(path, encoding="ascii") as f:
-                pid = int(f.read().strip())
+                pid = int(f.read(PID).strip())
         except (OSError, ValueError):
             continue
         if state.start_time(pid) and words_of(pid)[:1] and os.path.basename(words_of(pid)[0]) == "dockerd":

@@ -161,5 +161,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str, said: str) -> N
         document.load(tmp_path / "run.json")
     with pytest.raises(ConfigError, match="cannot read"):
         document.load(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match="cannot read /dev/zero: it is not a regular file"):
+        document.load("/dev/zero")
     with pytest.raises(ConfigError, match="cannot write"):
         document.save({}, tmp_path / "none/run.json")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from kata.cli import main, roadmap
 from kata.config import document
-from kata.engines import ENGINES, files
+from kata.engines import ENGINES, files, reload
 from kata.engines.setup import TARGETS, Wish, install, remove
 from unit.test_changes import snapshot
 
@@ -181,6 +181,25 @@ def test_wrong_files(host: Path, path: str, text: str, error: str, words: tuple[
     before = snapshot(host)
     assert error in engine(host, "install", name, *words, code=1)
     assert snapshot(host) == before
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_file_that_has_no_end(host: Path, name: str) -> None:
+    """Nor is one read that nobody could have written by hand, or a FIFO waited for."""
+    place = put(host, f"/x/{TARGETS[name].rpartition('/')[2]}", "x" * (2 << 20))
+    assert f"{place} is larger than 1 MiB: leave the engine out" in engine(
+        host, "status", name, "--file", f"/x/{place.name}")
+    place.unlink()
+    os.mkfifo(place)
+    assert f"cannot read {place}: it is not a regular file: leave" in engine(
+        host, "status", name, "--file", f"/x/{place.name}")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["engine", "status", name, "--file", "/dev/zero"]) == 0
+    assert "cannot read /dev/zero: it is not a regular file" in said.getvalue()
+
+
+def test_a_file_with_a_process_id_that_has_no_end(host: Path) -> None:
+    assert reload.running_docker(str(host), pidfile="/dev/zero") == (0, "")
 
 
 def test_the_roadmap_knows_who_asks_for_a_flavor(host: Path) -> None:
