@@ -87,6 +87,12 @@ class Template(Record):
     channel_token: str
     read_only: bool  #: QEMU can do with a memory file that it opens for reading only
 
+    def __enter__(self) -> Template:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
     def close(self) -> None:
         os.close(self.memory)
         os.close(self.state)

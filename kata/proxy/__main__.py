@@ -1,8 +1,8 @@
 """The proxy's program: ``python -m kata.proxy SANDBOX-DIRECTORY [--resume | --pooled]``.
 
 Started by a verb in the sandbox's network namespace and cgroup, with the
-listening control socket as descriptor 3.  QEMU is started before anything
-heavy is imported, so the guest boots meanwhile.  With ``--resume`` it takes
+listening control socket as descriptor 3.  QEMU is started, and a clone has its
+state, before anything heavy is imported: the guest runs meanwhile.  With ``--resume`` it takes
 over a machine whose proxy is gone.  With ``--pooled`` it makes a machine warm,
 stops it, and waits until somebody claims it.
 """
@@ -18,11 +18,14 @@ import kata
 import kata_agent
 from kata import state, template
 from kata.contract import MachinePlan, SandboxPlan
-from kata.errors import HostError, KataError
+from kata.errors import HostError, KataError, VmError
 from kata.planjson import from_json
+from kata.proxy.log import log
 from kata.storage import mountns, special
 from kata.storage.share import ShareRoot
+from kata.teardown import end_process
 from kata.vm.launch import Memory, files, launch
+from kata.vm.restore import restore
 from kata_agent.linux import syscalls
 
 TYPE_CHECKING = False  # typing is not imported: it is slow, and QEMU waits for it
@@ -41,7 +44,7 @@ class Start:
         self.plan: SandboxPlan = from_json(SandboxPlan, self.record["plan"])
         self.share: ShareRoot | None = None
         self.machine = self.plan.machine
-        self.template: template.Template | None = None  #: the machine is a clone of it
+        self.cloned = False  #: the machine is a template's clone, and goes on already
         self.pid = 0
         self.token = ""
         self.phases: list[tuple[float, str]] = []
@@ -55,7 +58,7 @@ class Start:
         state.write_json(f"{self.directory}/sandbox.json", self.record)
 
     def boot(self) -> None:
-        """Start QEMU.
+        """Start QEMU; a clone goes on.
 
         :raise KataError: and QEMU does not run.
         """
@@ -65,12 +68,29 @@ class Start:
             os.path.abspath(self.directory), self.record["root"], self.plan.template_path, *files(machine),
             *sys.path, *kata.__path__, *kata_agent.__path__, sys.prefix, sys.base_prefix])
         self.share = ShareRoot.create(f"{self.directory}/share")
-        self.template = found
         if found is None:
             self.launch(machine)
-        else:
-            memory = Memory(found.memory, False, found.channel_token, found.read_only)
-            self.launch(template.base_machine(self.plan), memory)
+            return
+        with found:
+            self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token,
+                                                                 found.read_only))
+            try:
+                restore(f"{self.directory}/qmp.sock", found.state)
+            except VmError as e:
+                log(f"the template does not work and is removed: {e}")
+            else:
+                self.phase("template's state loaded")
+                self.cloned = True
+                return
+        end_process(self.pid, self.record["qemu"]["start"])
+        template.discard(self.plan)
+        self.remove_sockets()
+        self.launch(machine)
+
+    def remove_sockets(self) -> None:
+        """Those of a QEMU that is gone."""
+        for name in ("channel.sock", "qmp.sock"):
+            os.unlink(f"{self.directory}/{name}")
 
     def launch(self, machine: MachinePlan, memory: Memory | None = None) -> None:
         """Start QEMU; it is recorded before it executes."""
@@ -83,6 +103,7 @@ class Start:
         launched = launch(machine, f"sandbox-{self.plan.id[:12]}", self.directory, self.share.path, memory, in_child)
         self.machine, self.pid, self.token = machine, launched.pid, launched.channel_token
         self.record = state.read_json(f"{self.directory}/sandbox.json")
+        self.phase("QEMU started")
 
     def resume(self) -> None:
         """Take over the machine that an earlier proxy started.
@@ -114,7 +135,6 @@ def main(argv: list[str]) -> int:
             start.resume()
         else:
             start.boot()
-        start.phase("QEMU started")
     except KataError as e:
         failure = e
     except OSError as e:

@@ -76,9 +76,8 @@ async def boot(sandbox: Sandbox) -> None:
 
 
 async def _boot_guest(sandbox: Sandbox, began: float) -> None:
-    if not sandbox.cloned:
-        await sandbox.machine.connect()
-        sandbox.phase("QEMU answers")
+    await sandbox.machine.connect()
+    sandbox.phase("QEMU answers")
     log(f"QEMU pid {sandbox.machine.pid} answers after {time.monotonic() - began:.3f} s")
     await reach_agent(sandbox)
     sandbox.phase("agent answers")

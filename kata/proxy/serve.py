@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kata import state, template
+from kata import state
 from kata.agent_client import Agent, AgentClient
 from kata.errors import HostError, KataError
 from kata.proxy.boot import BringUp, bring_up, take_over, warm_up
@@ -67,12 +67,9 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     record = SandboxRecord(start.directory)
     machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
     start.phase("proxy's imports")
-    if start.template is not None and not await _restored(start, machine):
-        machine = Machine(start.machine, start.pid, start.directory)
-        record = SandboxRecord(start.directory)
     agent = _agent(start)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
-                      cloned=start.template is not None, resuming=how is take_over, pooled=how is warm_up)
+                      cloned=start.cloned, resuming=how is take_over, pooled=how is warm_up)
     sandbox.phases.extend(start.phases)
     sandbox.relaunch = lambda: _relaunched(start, sandbox)
     try:
@@ -120,31 +117,9 @@ def _follow_special_files(pid: int) -> None:
     loop.add_reader(files.fileno(), handle)
 
 
-async def _restored(start: Start, machine: Machine) -> bool:
-    """Load the template's state into a clone; False: it would not, and a machine that boots took its place."""
-    assert start.template is not None
-    try:
-        await machine.connect()
-        start.phase("QEMU answers")
-        await machine.restore(start.template.state)
-        await machine.resume()
-        start.phase("template's state loaded")
-    except KataError as e:
-        log(f"the template does not work and is removed: {e}")
-        template.discard(start.plan)
-        await machine.kill()
-        _remove_sockets(start)
-        start.template.close()
-        start.template = None
-        start.launch(start.plan.machine)
-        return False
-    start.template.close()
-    return True
-
-
 def _relaunched(start: Start, sandbox: Sandbox) -> tuple[Machine, Agent]:
     """A machine that boots, in the place of one that is gone; the sandbox's record goes on."""
-    _remove_sockets(start)
+    start.remove_sockets()
     start.record = dict(sandbox.record.data)
     start.record.pop("ports", None)
     start.launch(sandbox.plan.machine)
@@ -152,12 +127,6 @@ def _relaunched(start: Start, sandbox: Sandbox) -> tuple[Machine, Agent]:
     machine = Machine(start.machine, start.pid, start.directory)
     _follow_special_files(start.pid)
     return machine, _agent(start)
-
-
-def _remove_sockets(start: Start) -> None:
-    """Those of a QEMU that is gone."""
-    for name in ("channel.sock", "qmp.sock"):
-        os.unlink(f"{start.directory}/{name}")
 
 
 async def _drain(server: Server) -> None:

@@ -108,20 +108,6 @@ class Machine:
         saving = asyncio.to_thread(_copy_out, read, state)
         await asyncio.gather(saving, self._migrate("migrate", {"uri": "fd:state"}, timeout))
 
-    async def restore(self, state: int, timeout: float = 60.0) -> None:
-        """Take over the saved state that the file descriptor ``state`` reads, and stay stopped.
-
-        :raise VmError: QEMU does not take it.
-        """
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            await self._prepare_migration()
-            await self.qmp.give_fd("state", read)
-        finally:
-            os.close(read)
-        loading = asyncio.to_thread(_copy_in, state, write)
-        await asyncio.gather(loading, self._migrate("migrate-incoming", {"uri": "fd:state"}, timeout))
-
     async def _prepare_migration(self) -> None:
         """x-ignore-shared: memory in a file is not part of the stream.  events: no polling for the end."""
         names = ("x-ignore-shared", "events")
@@ -329,12 +315,3 @@ def _copy_out(source: int, path: str) -> None:
     with os.fdopen(source, "rb", buffering=0) as f, open(path, "xb") as target:
         while data := f.read(1 << 20):
             target.write(data)
-
-
-def _copy_in(source: int, pipe: int) -> None:
-    """Write a whole file into a pipe; closes the pipe.  When its reader ends early, that one knows why."""
-    with suppress(BrokenPipeError), os.fdopen(pipe, "wb", buffering=0) as f:
-        at = 0
-        while data := os.pread(source, 1 << 16, at):
-            at += len(data)
-            f.write(data)
