@@ -60,10 +60,16 @@ class Personality:
 
     #: Whether ``delete --force`` of an unknown id is well.
     forgiving_delete = True
+    #: Whether ``ps`` of a stopped container is an empty list, as with runc, or an error.
+    empty_ps = True
 
     def failure(self, program: str, verb: str, error: KataError) -> tuple[str, int]:
-        """What an error says on standard error, and the exit code."""
-        return f"{program}: {error}", 1
+        """What an error says on standard error, and the exit code.
+
+        Of ``exec`` as with runc 1.1: 1 may be the code of its process.
+        """
+        unparsed = error.kind in ("command-line", "missing-id")
+        return f"{program}: {error}", 255 if verb == "exec" and not unparsed else 1
 
     def log_path(self, options: Mapping[str, Any]) -> str:
         """The file that takes log messages; "" = none."""

@@ -100,9 +100,9 @@ def parse_verb(program: str, name: str, verb: Verb, argv: Sequence[str]) -> Name
     except click.MissingParameter as e:
         if e.param is not None and e.param.name == "id":
             raise UsageError("Missing container ID", kind="missing-id") from e
-        raise UsageError(e.format_message()) from e
+        raise UsageError(e.format_message(), kind="command-line") from e
     except click.ClickException as e:
-        raise UsageError(e.format_message()) from e
+        raise UsageError(e.format_message(), kind="command-line") from e
     except click.exceptions.Exit as e:
         raise SystemExit(e.exit_code) from e
 

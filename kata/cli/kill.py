@@ -13,7 +13,7 @@ else:  # without the enumerations that the library wraps it in, which take milli
     import _signal as signal
 
 VERB = Verb(
-    "Send a signal (a name, with or without SIG, or a number) to the first process of a container.",
+    "Send a signal (a name, with or without SIG, or a number; 0: only look) to the first process of a container.",
     Option("--all", "-a", kind=FLAG, help="to all its processes"),
     arguments=[Argument("id"), Argument("signal", "?", "SIGTERM")],
 )
@@ -30,13 +30,14 @@ def run(context: Context, args: Namespace) -> int:
             return 0
         raise WrongState("container not running", f"container {container.id} is stopped",
                          values={"id": container.id, "status": "stopped", "verb": "kill"})
-    context.ask(container, "kill", signal=number, all=args["all"])
+    if number:  # 0 only asks whether there is somebody
+        context.ask(container, "kill", signal=number, all=args["all"])
     return 0
 
 
 def signal_number(text: str) -> int:
     """:raise UsageError: it is no signal."""
-    if text.isdecimal() and 1 <= int(text) <= MAX_SIGNAL:
+    if text.isdecimal() and int(text) <= MAX_SIGNAL:
         return int(text)
     name = text.upper()
     name = name if name.startswith("SIG") else f"SIG{name}"
@@ -45,6 +46,6 @@ def signal_number(text: str) -> int:
         return int(signal.SIGRTMIN) + int(offset)
     number = None if name.startswith("SIG_") else getattr(signal, name, None)
     if not isinstance(number, int):
-        raise UsageError(f"Signal {text} is not supported", "name one that kill -l lists, or a number from 1 to 64",
+        raise UsageError(f"Signal {text} is not supported", "name one that kill -l lists, or a number from 0 to 64",
                          kind="unknown-signal", values={"signal": text})
     return number

@@ -45,6 +45,7 @@ class ClearPersonality(Personality):
     }
     absent = frozenset({"spec", "events", "update", "features", "kata-env", "kata-check"})
     forgiving_delete = False
+    empty_ps = False
 
     def failure(self, program: str, verb: str, error: KataError) -> tuple[str, int]:
         return worded(error, TEXTS, verb), 1
