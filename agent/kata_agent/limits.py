@@ -29,8 +29,8 @@ def cpu_weight(shares: int) -> int:
 
 
 def io_weight(weight: int) -> int:
-    """io.weight (1..10000) of a v1 blkio weight (10..1000)."""
-    return 1 + (weight - 10) * 9999 // 990
+    """io.weight (1..10000) of a v1 blkio weight (10..1000, and for the BFQ scheduler, and so for runc, from 1)."""
+    return 1 + (min(max(weight, 10), 1000) - 10) * 9999 // 990
 
 
 def _limit(value: int) -> str:

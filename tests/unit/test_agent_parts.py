@@ -55,7 +55,7 @@ def test_cpu_weight(shares: int, weight: int) -> None:
     assert limits.cpu_weight(shares) == weight
 
 
-@pytest.mark.parametrize(("old", "new"), [(10, 1), (500, 4950), (1000, 10000)])
+@pytest.mark.parametrize(("old", "new"), [(5, 1), (2000, 10000), (10, 1), (500, 4950), (1000, 10000)])
 def test_io_weight(old: int, new: int) -> None:
     assert limits.io_weight(old) == new
 
