@@ -6,9 +6,9 @@ import copy
 import re
 from typing import Any
 
-from kata import state
+from kata import cgroups, state
 from kata.cli.context import Context
-from kata.errors import UnsupportedError, UsageError, WrongState
+from kata.errors import KataError, UnsupportedError, UsageError, WrongState
 from kata.table import Argument, Namespace, Option, Verb
 
 #: option -> (path in linux.resources, is it a size in bytes)
@@ -54,7 +54,13 @@ def run(context: Context, args: Namespace) -> int:
     recorded = state.read_json(f"{container.dir}/process.json")
     merged = merge(recorded["resources"], change)
     size = _size(context, container, merged)
-    context.ask(container, "update", timeout=120, resources=change, merged=merged, size=size)
+    for warning in cgroups.apply(container.record["cgroup"], change):
+        context.log.warning(f"container {container.id}: {warning}")
+    try:
+        context.ask(container, "update", timeout=120, resources=change, merged=merged, size=size)
+    except KataError:
+        cgroups.apply(container.record["cgroup"], recorded["resources"])
+        raise
     state.write_json(f"{container.dir}/process.json", {**recorded, "resources": merged})
     return 0
 

@@ -84,6 +84,43 @@ def test_a_container_that_somebody_else_deletes_still_ends_with_its_exit_code(mo
     assert run_verb.run(Deleted(), args) == 42  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("refuses", ["", "host", "guest"])
+def test_an_update_holds_on_the_host_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str) -> None:
+    """What names the host's processors and disks, or weighs a container against others; if the guest refuses, it is
+    as before."""
+    me, asked, applied = os.getpid(), [], []
+    container = state.new_container(f"{tmp_path}/root", "c", {
+        **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
+                         "sandbox_id", "sandbox_key"), ""), "annotations": {}, "hooks": {}, "creator": 0,
+        "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me), "cgroup": "/g"})
+    old = {"cpu": {"shares": 100, "quota": 7}}
+    state.write_json(f"{container.dir}/process.json",
+                     {"version": state.VERSION, "process": {}, "extras": {}, "resources": old})
+
+    def apply(path: str, resources: dict[str, Any]) -> list[str]:
+        applied.append((path, resources))
+        if refuses == "host":
+            raise HostError("cannot set cpuset.cpus")
+        return ["blkio.weight: the host's kernel does not have it"]
+
+    def ask(_context: object, _container: object, op: str, **words: Any) -> None:
+        asked.append((op, words["resources"]))
+        if refuses == "guest":
+            raise HostError("the guest refuses")
+
+    monkeypatch.setattr("kata.cgroups.apply", apply)
+    monkeypatch.setattr("kata.cli.context.Context.ask", ask)
+    monkeypatch.setattr(update, "_size", lambda *_: None)
+    log, change = tmp_path / "log", {"cpu": {"shares": 256, "cpus": "0"}}
+    words = ["--root", f"{tmp_path}/root", "--log", str(log), "update", "--cpu-share", "256", "--cpuset-cpus", "0", "c"]
+    assert main(words) == bool(refuses)
+    assert applied == [("/g", change)] + ([("/g", old)] if refuses == "guest" else [])
+    assert asked == ([] if refuses == "host" else [("update", change)])
+    assert ("blkio.weight: the host" in log.read_text()) == (refuses != "host")
+    now = state.read_json(f"{container.dir}/process.json")["resources"]
+    assert now == (old if refuses else {"cpu": {"shares": 256, "quota": 7, "cpus": "0"}})
+
+
 @pytest.mark.parametrize(("option", "value"), [("--memory", str(1 << 70)), ("--cpu-quota", str(1 << 70)),
                                                ("--pids-limit", str(1 << 70)), ("--blkio-weight", "1001"),
                                                ("--memory", "-2"), ("--cpu-share", "-1")])
