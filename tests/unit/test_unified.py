@@ -12,6 +12,7 @@ from kata import oci
 from kata.contract import InvocationOptions, RuntimeConfig, SandboxPlan
 from kata.errors import BundleError, ConfigError, HostError
 from kata.planjson import from_json, to_json
+from kata.record import replace
 from kata_unified import UnifiedBackend
 from kata_unified import backend as unified
 
@@ -53,6 +54,21 @@ def test_defaults_without_a_file(backend: UnifiedBackend) -> None:
     assert config == RuntimeConfig() and config.default_memory == 2048
     with pytest.raises(ConfigError, match="Cannot find usable config file"):
         backend.load_config(InvocationOptions(config_path="/nonexistent/c.toml"), {})
+
+
+def test_an_annotation_asks_for_no_more_memory_than_the_host_has(backend: UnifiedBackend, tmp_path: Path) -> None:
+    """What the host's owner writes into the file is another matter."""
+    name = "io.katacontainers.config.hypervisor.default_memory"
+    file = tmp_path / "c.toml"
+    file.write_text('[hypervisor.qemu]\ndefault_memory = 9000\nenable_annotations = ["default_memory"]\n')
+    (tmp_path / "i").write_bytes(b"")
+    options = replace(OPTIONS, config_path=str(file), initrd_asset=str(tmp_path / "i"))
+    assert backend.load_config(options, {}).default_memory == 9000
+    assert backend.load_config(options, {name: "8192"}).default_memory == 8192
+    with pytest.raises(ConfigError) as failure:
+        backend.load_config(options, {name: "8193"})
+    assert str(failure.value) == (f"annotation {name}: 8193 MiB are more than the host has, 8192 MiB: ask for less; "
+                                  "the configuration file may name any size")
 
 
 def test_config_path_annotation_is_refused(backend: UnifiedBackend) -> None:

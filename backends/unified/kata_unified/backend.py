@@ -58,6 +58,10 @@ class UnifiedBackend(Backend):
         settings.annotate(annotations, kata1.ANNOTATIONS, kata1.ANNOTATION_NAMES, kata1.ANNOTATION_HASHES,
                           options.guest_folders)
         config = settings.config()
+        place = settings.places.get("default_memory", "")
+        if place.startswith("annotation") and config.default_memory > options.host_memory:
+            raise ConfigError(f"{place}: {config.default_memory} MiB are more than the host has, "
+                              f"{options.host_memory} MiB", "ask for less; the configuration file may name any size")
         check_assets(config, "" if config.image else config.initrd or options.initrd_asset)
         return config
 
