@@ -50,6 +50,7 @@ def checks(context: Context) -> list[tuple[str, bool, str, bool]]:
     found = [
         ("root", os.geteuid() == 0, "needed for mounts, taps and cgroups", True),
         ("QEMU", bool(qemu), qemu or f"{config.qemu_path} is not installed (Debian: qemu-system-x86)", True),
+        *([_version(qemu, config.machine_type)] if qemu else []),
         ("guest kernel", os.path.exists(kernel), kernel or "none: run 'kata image build'", True),
         ("guest image", os.path.exists(guest), guest or "none: run 'kata image build'", True),
         ("/dev/net/tun", os.path.exists("/dev/net/tun"), "for taps (kernel module tun)", True),
@@ -62,3 +63,16 @@ def checks(context: Context) -> list[tuple[str, bool, str, bool]]:
     except KataError as e:
         found.append(("libseccomp", False, str(e), True))
     return found
+
+
+def _version(qemu: str, machine_type: str) -> tuple[str, bool, str, bool]:
+    """Whether QEMU is new enough for the machine."""
+    import re
+
+    from kata.cli.env import qemu_version
+    from kata.vm.argv import too_old
+
+    text = qemu_version(qemu)
+    found = re.search(r"version (\d+)\.(\d+)", text)
+    why = too_old(machine_type, (int(found[1]), int(found[2]))) if found else ""
+    return "QEMU's version", bool(found) and not why, why or text, True

@@ -50,7 +50,7 @@ def collect(context: Context) -> dict[str, Any]:
         },
         "Hypervisor": {
             "Path": config.qemu_path,
-            "Version": _qemu_version(config.qemu_path),
+            "Version": qemu_version(config.qemu_path),
             "MachineType": config.machine_type,
             "Accelerator": machine,
             "BlockDeviceDriver": config.block_device_driver,
@@ -75,7 +75,8 @@ def collect(context: Context) -> dict[str, Any]:
     }
 
 
-def _qemu_version(path: str) -> str:
+def qemu_version(path: str) -> str:
+    """The first line that QEMU says of itself, or why it cannot."""
     from kata.errors import HostError
     from kata.process import run as run_command
 

@@ -69,6 +69,7 @@ async def make(plan: SandboxPlan, directory: str) -> None:
         machine = Machine(machine_plan, launched.pid, directory)
         try:
             await machine.connect()
+            machine.check_version()
             read_only = await machine.reads_memory_file()
             agent = AgentClient(f"{directory}/channel.sock", token)
             try:

@@ -9,6 +9,7 @@ from kata.record import Record
 SHARE_TAG = "kataShared"
 CHANNEL = "agent.channel.0"
 CHANNEL_TOKEN = "agent.channel_token"
+LEAST_QEMU = (6, 1)  #: from which on a q35 plugs its root ports by ACPI; our guests drive them in no other way
 
 
 class Endpoints(Record):
@@ -127,3 +128,11 @@ def _memory(plan: MachinePlan) -> str:
 def _escape(path: str) -> str:
     """QEMU's option parser ends a value at a comma; two commas are one."""
     return path.replace(",", ",,")
+
+
+def too_old(machine_type: str, version: tuple[int, int]) -> str:
+    """What such a QEMU cannot do that the plan takes for granted; "" if nothing."""
+    if not machine_type.startswith("q35") or version >= LEAST_QEMU:
+        return ""
+    return (f"QEMU {'.'.join(map(str, version))} cannot plug devices into a q35 by ACPI: version "
+            f"{'.'.join(map(str, LEAST_QEMU))} is needed")

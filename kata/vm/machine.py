@@ -12,6 +12,7 @@ from typing import Any
 from kata.contract import MachinePlan
 from kata.errors import HostError, VmError
 from kata.spawn import stop
+from kata.vm.argv import too_old
 from kata.vm.launch import tail
 from kata.vm.qmp import Qmp
 from kata_agent.linux import syscalls
@@ -68,6 +69,14 @@ class Machine:
         except asyncio.CancelledError:
             pass
         raise self.failure(what)
+
+    def check_version(self) -> None:
+        """For a machine that boots.
+
+        :raise VmError: nothing could be plugged into it.
+        """
+        if why := too_old(self.plan.machine_type, self.qmp.version):
+            raise VmError(why, 'use a newer QEMU, or machine_type = "pc"')
 
     def failure(self, what: str) -> VmError:
         """An error that carries the last lines of QEMU and of the guest's console."""

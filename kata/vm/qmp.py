@@ -44,6 +44,13 @@ class Qmp:
             raise VmError(f"cannot connect to QEMU's control socket {path}: {e}") from e
         self._socket = sock
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """QEMU's, major and minor, by its greeting."""
+        assert self._client.greeting is not None
+        found: Any = self._client.greeting.QMP.version["qemu"]
+        return int(found["major"]), int(found["minor"])
+
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
         """Run one command.
 

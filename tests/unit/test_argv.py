@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
+from kata.cli import check
 from kata.contract import MachinePlan
+from kata.errors import VmError
 from kata.record import replace
 from kata.vm.argv import Endpoints, qemu_argv
+from kata.vm.machine import Machine
 
 PLAN = MachinePlan(
     qemu_path="qemu", machine_type="q35", machine_options="", accelerator="tcg", cpu="max", vcpus=1, max_vcpus=2,
@@ -46,3 +52,27 @@ def test_a_processor_can_be_plugged_into_an_emulated_machine() -> None:
 
     assert accelerator(1) == "tcg,thread=single,tb-size=32"
     assert accelerator(2) == "tcg,thread=multi,tb-size=32"
+
+
+def test_a_qemu_that_is_too_old_is_told() -> None:
+    """By its greeting, before anything waits for what it will never do; and by kata-check."""
+    machine = Machine.__new__(Machine)
+    for version, kind, old in (((6, 0), "q35", True), ((5, 2), "q35", True), ((6, 1), "q35", False),
+                               ((7, 2), "q35", False), ((10, 0), "q35", False), ((5, 2), "pc", False)):
+        machine.plan = replace(PLAN, machine_type=kind)
+        machine.qmp = SimpleNamespace(version=version)  # type: ignore[assignment]
+        if not old:
+            machine.check_version()
+            continue
+        with pytest.raises(VmError, match=rf"^QEMU {version[0]}\.{version[1]} cannot plug devices into a q35 by ACPI: "
+                                          r"version 6\.1 is needed: use a newer QEMU, or machine_type = .pc.$"):
+            machine.check_version()
+
+
+def test_check_looks_at_the_version_of_qemu(tmp_path: Path) -> None:
+    qemu = tmp_path / "qemu"
+    for said, ok in (("QEMU emulator version 5.2.0 (Debian 1:5.2)", False), ("QEMU emulator version 7.2.17", True),
+                     ("what?", False)):
+        qemu.write_text(f"#!/bin/sh\necho '{said}'\n")
+        qemu.chmod(0o755)
+        assert check._version(str(qemu), "q35")[1] == ok
