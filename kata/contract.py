@@ -102,6 +102,10 @@ class RuntimeConfig(Record):
     extra: Mapping[str, Any] = {}  #: a flavor's own keys
 
 
+#: File name of a kernel that is compiled for emulated processors alone, without guards against speculation.
+TCG_KERNEL = "vmlinux-tcg"
+
+
 class InvocationOptions(Record):
     """What the command line, the environment and the host gave the backend."""
 

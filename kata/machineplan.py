@@ -6,7 +6,7 @@ boots; the rest follows from QEMU and from our guest, and is here once.
 
 from __future__ import annotations
 
-from kata.contract import InvocationOptions, MachinePlan, RuntimeConfig
+from kata.contract import TCG_KERNEL, InvocationOptions, MachinePlan, RuntimeConfig
 from kata.errors import ConfigError, HostError
 from kata.record import Record
 
@@ -134,8 +134,12 @@ def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: 
     """The machine of a new sandbox.
 
     :raise HostError: KVM is asked for and cannot be used.
+    :raise ConfigError: the kernel must not be used with KVM.
     """
     accelerator = _accelerator(config, options)
+    if accelerator == "kvm" and source.kernel.endswith(f"/{TCG_KERNEL}"):
+        raise ConfigError(f"kernel {source.kernel} is for emulated processors: it has no guards against speculation, "
+                          "and KVM would run it", "run `kata kernel build`, or set accelerator = \"tcg\"")
     params = [*KERNEL_PARAMS, *(TCG_PARAMS if accelerator == "tcg" else ()), *_clock(accelerator, options)]
     params += source.params
     if config.debug_agent:

@@ -13,8 +13,6 @@ from kata.assets.packages import StaleIndex
 from kata.assets.progress import Progress
 from kata.assets.store import Asset
 
-KERNELS: dict[str, Callable[..., Asset]] = {"stock": build_kernel_stock, "minimal": build_kernel_minimal}
-
 
 def build(kinds: Iterable[str], progress: Progress, configuration: Collection[str], *, fmt: str = "",
           force: bool = False) -> list[Asset]:
@@ -37,16 +35,22 @@ def build(kinds: Iterable[str], progress: Progress, configuration: Collection[st
     return _build(kernel, set(kinds), configuration, fmt, progress, force)
 
 
-def build_kernel(variant: str, progress: Progress, configuration: Collection[str], *,
+def build_kernel(variant: str, progress: Progress, configuration: Collection[str], *, kvm: bool = False,
                  force: bool = False) -> list[Asset]:
     """A kernel and an initrd for it (and a root image, if one is selected); select them.
 
     :param variant: one of :data:`kata.assets.store.KERNELS`.
     :param configuration: as above.
+    :param kvm: make a minimal one for KVM although this host has none.
     :param force: make the kernel again.
     :raise kata.errors.KataError: it cannot be made, or lacks what the agent requires; what was selected stays.
     """
-    return _build(lambda: KERNELS[variant](progress, force=force), {"initrd"}, configuration, "", progress, False)
+    def kernel() -> Asset:
+        if variant == "minimal":
+            return build_kernel_minimal(progress, kvm=kvm, force=force)
+        return build_kernel_stock(progress, force=force)
+
+    return _build(kernel, {"initrd"}, configuration, "", progress, False)
 
 
 def _build(kernel: Callable[[], Asset], kinds: set[str], configuration: Collection[str], fmt: str, progress: Progress,

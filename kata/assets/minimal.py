@@ -1,4 +1,8 @@
-"""The minimal guest kernel: everything built in, compiled from Debian's source package and ``configs/kernel``."""
+"""The minimal guest kernel: everything built in, compiled from Debian's source package and ``configs/kernel``.
+
+On a host without KVM it is compiled for emulated processors: these do not speculate, and guards against that cost
+each boot and each start.  Such a kernel has a file name of its own, by which machines with KVM refuse it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kata import hostfacts
 from kata.assets import cpio, options, packages, workshop
 from kata.assets.elf import Elf
 from kata.assets.packages import Package
 from kata.assets.progress import Progress, megabytes
 from kata.assets.store import Asset
+from kata.contract import TCG_KERNEL
 from kata.errors import HostError
 from kata.process import follow, run
 
@@ -27,7 +33,7 @@ TOOLS = {
     "perl": "usr/bin/perl",
 }  # fmt: skip
 
-#: gcc -Os makes memset and memcpy "rep stosb" and "rep movsb", which an emulated processor does byte by byte.
+#: "rep stosb" and "rep movsb", which gcc else makes of some memset and memcpy, an emulated processor does byte by byte.
 CFLAGS = "-mstringop-strategy=libcall"
 #: Equal inputs make equal kernels.
 ENVIRONMENT = {
@@ -39,14 +45,17 @@ LEFT_OUT = ("*/drivers/gpu/*.[ch]", "*/sound/*.[ch]")
 EVERY = 100  #: compiled files between two lines of progress
 
 
-def build_kernel_minimal(progress: Progress, *, force: bool = False) -> Asset:
+def build_kernel_minimal(progress: Progress, *, kvm: bool = False, force: bool = False) -> Asset:
     """The minimal kernel as an asset with the files of a stock one; its ``modules/`` lists what is built in.
 
+    :param kvm: make one for KVM although this host has none.
     :raise HostError: packages are missing, the source cannot be had or
         compiled, an option is not taken over, or the result is over :data:`LIMIT`.
     """
     (package,) = packages.candidates([SOURCE], progress)
-    wanted = options.fragments()
+    kvm = kvm or hostfacts.collect().kvm_usable
+    bootable = "vmlinux" if kvm else TCG_KERNEL
+    wanted = options.fragments(kvm=kvm)
     settings = "".join(f"{o.name}={o.value}\n" for o in sorted(wanted))
     local = next((o.value.strip('"') for o in wanted if o.name == "CONFIG_LOCALVERSION"), "")
     release = package.version.partition("-")[0] + local
@@ -74,19 +83,20 @@ def build_kernel_minimal(progress: Progress, *, force: bool = False) -> Asset:
         if made != release:
             raise HostError(f"the kernel calls itself {made}, not {release}")
         shutil.copyfile(out / "arch/x86/boot/bzImage", target / "vmlinuz")
-        run(["strip", "-o", target / "vmlinux", out / "vmlinux"], timeout=120)
-        if not Elf((target / "vmlinux").read_bytes(), "vmlinux").has_pvh_entry():
+        run(["strip", "-o", target / bootable, out / "vmlinux"], timeout=120)
+        if not Elf((target / bootable).read_bytes(), bootable).has_pvh_entry():
             raise HostError("the kernel has no PVH entry", "set CONFIG_PVH=y")
         (target / "config").write_text(config)
         _list_builtin(target, out, scratch / "layer", release)
         size = (target / "vmlinuz").stat().st_size
-        progress.step(f"bzImage {megabytes(size)}, vmlinux {megabytes((target / 'vmlinux').stat().st_size)}")
+        progress.step(f"bzImage {megabytes(size)}, {bootable} {megabytes((target / bootable).stat().st_size)}")
         if size > LIMIT:
             raise HostError(f"the bzImage has {megabytes(size)}; {megabytes(LIMIT)} are allowed",
                             "take options out of configs/kernel")
-        return {"kernel": "vmlinux"}
+        return {"kernel": bootable}
 
-    return workshop.make("kernel", f"minimal, {package}", inputs, fill, progress, builder="minimal", force=force)
+    name = f"minimal, {package}" + ("" if kvm else ", for emulated processors")
+    return workshop.make("kernel", name, inputs, fill, progress, builder="minimal", force=force)
 
 
 def _require_tools() -> None:

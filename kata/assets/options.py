@@ -15,6 +15,7 @@ from kata.errors import ConfigError, HostError
 
 _REQUIRED = "# Required:"
 _NAMED = 3  #: missing options that an error names
+_KVM_ONLY = "kvm.config"  #: what only a real processor needs
 
 
 class Option(NamedTuple):
@@ -38,13 +39,16 @@ def folder() -> Path:
     raise HostError(f"the kernel's configuration is missing: there is no {places[0]}", "install Kata again")
 
 
-def fragments() -> list[Option]:
+def fragments(*, kvm: bool = True) -> list[Option]:
     """Every option that a fragment sets, in the order of the files' names.
 
+    :param kvm: False leaves out what a kernel for emulated processors does without.
     :raise HostError: a line is not ``CONFIG_NAME=VALUE`` or a comment, or an option is set twice.
     """
     found: dict[str, Option] = {}
     for path in sorted(folder().glob("*.config")):
+        if path.name == _KVM_ONLY and not kvm:
+            continue
         reason = ""
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             place = f"{path.name}:{number}"

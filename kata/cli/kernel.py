@@ -16,20 +16,22 @@ def command() -> None:
 
 @command.command()
 @click.argument("variant", type=click.Choice(store.KERNELS), default="minimal")
+@click.option("--kvm", is_flag=True, help="For hosts with KVM, although this one has none.")
 @click.option("--force", is_flag=True, help="Make it again, also when it is there already.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
 @click.pass_obj
-def build(context: Context, variant: str, force: bool, quiet: bool) -> None:
+def build(context: Context, variant: str, kvm: bool, force: bool, quiet: bool) -> None:
     """Build a kernel (minimal, unless VARIANT says stock) and the images for it, and select them.
 
     The minimal kernel is compiled once for each version of its source,
     compiler and configuration (configs/kernel): some 20 minutes of one
-    processor.
+    processor.  Without KVM it is made for emulated processors alone: quicker,
+    as it has no guards against speculation.  The stock kernel is for all.
     """
     from kata.assets.build import build_kernel
     from kata.assets.progress import Progress
 
-    for asset in build_kernel(variant, Progress(quiet=quiet), configuration(context), force=force):
+    for asset in build_kernel(variant, Progress(quiet=quiet), configuration(context), kvm=kvm, force=force):
         for name in asset.files.values():
             click.echo(f"{asset.kind}\t{asset.path}/{name}")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kata.assets import minimal, options
+from kata import hostfacts
+from kata.assets import minimal, options, packages, workshop
 from kata.assets.packages import Package
 from kata.assets.progress import Progress
 from kata.errors import HostError
@@ -49,6 +50,14 @@ class TestFragments:
         with pytest.raises(HostError, match=re.escape(says)):
             options.fragments()
 
+    def test_emulated_processors_need_no_guards_against_speculation(self) -> None:
+        for_kvm = {o.name for o in options.fragments()}
+        for_all = {o.name for o in options.fragments(kvm=False)}
+        assert for_all < for_kvm
+        assert {"CONFIG_CPU_MITIGATIONS", "CONFIG_RETPOLINE", "CONFIG_KVM_GUEST"} <= for_kvm - for_all
+        assert {"CONFIG_STACKPROTECTOR_STRONG", "CONFIG_VMAP_STACK", "CONFIG_SECCOMP"} <= for_all
+        assert all(o.name in for_all for o in options.fragments() if o.reason)
+
     def test_the_agent_knows_the_same_options(self) -> None:
         """What the agent names at boot is what ``kata kernel select`` asks for."""
         required = {o.name for o in options.fragments() if o.reason}
@@ -58,9 +67,24 @@ class TestFragments:
 
 
 class TestBuild:
+    @pytest.mark.parametrize(("usable", "asked", "guarded"), [
+        (False, False, False), (True, False, True), (False, True, True)])
+    def test_the_host_or_the_user_decides_what_it_is_for(
+        self, monkeypatch: pytest.MonkeyPatch, usable: bool, asked: bool, guarded: bool
+    ) -> None:
+        """The key of the asset depends on it, by the options."""
+        made: list[dict[str, str]] = []
+        monkeypatch.setattr(hostfacts, "collect", lambda: hostfacts.HostFacts(1, 1024, usable, 0))
+        monkeypatch.setattr(packages, "candidates", lambda names, _: [Package(names[0], "6.1.5-1")])
+        monkeypatch.setattr(minimal, "_require_tools", lambda: None)
+        monkeypatch.setattr(workshop, "make", lambda kind, name, inputs, *_, **__: made.append(inputs))
+        for kvm in (asked, True):
+            minimal.build_kernel_minimal(Progress(quiet=True), kvm=kvm)
+        assert (made[0]["options"] == made[1]["options"]) == guarded
+
     def test_names_the_missing_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(minimal, "TOOLS", {"sh": "bin/sh", "flex": "nosuch/flex", "bison": "nosuch/bison"})
-        monkeypatch.setattr(minimal.packages, "candidates", lambda names, _: [Package(names[0], "6.1.5-1")])
+        monkeypatch.setattr(packages, "candidates", lambda names, _: [Package(names[0], "6.1.5-1")])
         with pytest.raises(HostError, match="these packages are missing: flex, bison") as e:
             minimal.build_kernel_minimal(Progress(quiet=True))
         assert e.value.hint == "apt-get install flex bison"

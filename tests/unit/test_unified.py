@@ -95,6 +95,16 @@ def test_accelerator(tmp_path: Path) -> None:
         machine(RuntimeConfig(accelerator="kvm"), folder=tmp_path)
 
 
+def test_a_kernel_for_emulated_processors_is_refused_with_kvm(tmp_path: Path) -> None:
+    config = RuntimeConfig(kernel="/store/1/vmlinux-tcg")
+    assert machine(config, folder=tmp_path).kernel == "/store/1/vmlinux-tcg"
+    with_kvm = replace(OPTIONS, kvm_usable=True)
+    with pytest.raises(ConfigError, match="kernel /store/1/vmlinux-tcg is for emulated processors") as e:
+        machine(config, with_kvm, tmp_path)
+    assert e.value.hint == "run `kata kernel build`, or set accelerator = \"tcg\""
+    assert machine(replace(config, accelerator="tcg"), with_kvm, tmp_path).accelerator == "tcg"
+
+
 def _dict(options: InvocationOptions) -> dict[str, Any]:
     return {f: getattr(options, f) for f in InvocationOptions.FIELDS}
 
