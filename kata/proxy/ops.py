@@ -196,8 +196,7 @@ class Operations:
         """A shim is gone before its process: the process's host pid is dead, so the process dies."""
         if self.sandbox.closing:
             return
-        log(f"the shim of {exec_id} in {container_id} is gone; ending its process")
-        await self.sandbox.signal(container_id, exec_id, 9)
+        await self.sandbox.end_orphan(container_id, exec_id)
 
     async def op_signal(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:
         """A signal that a shim got, for its process; a machine that stands still gets it when it goes on."""
@@ -210,7 +209,7 @@ class Operations:
         return {}
 
     async def _signal_later(self, r: Request) -> None:
-        await self.sandbox.find(r["id"]).until_resumed()
+        await self.sandbox.goes_on()
         await self.sandbox.signal(r["id"], r["exec_id"], r["signal"])
 
     async def op_winsize(self, _c: Connection, r: Request, _f: list[int]) -> dict[str, Any]:

@@ -171,14 +171,18 @@ class Sandbox:
         :raise NotFound: the verb is gone, and will not make it.
         """
         made = self.expected.setdefault(container_id, asyncio.get_running_loop().create_future())
-        if container_id not in self.containers:
-            record = state.load_container(self.record.data["root"], container_id).record
-            async with _end_of(record["creator"], record["creator_start"]) as gone:
-                waited: set[asyncio.Future[Any]] = {made, gone}
-                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if not made.done() and container_id not in self.containers:
-                raise NotFound(f"the verb that was to make container {container_id} is gone",
-                               values={"id": container_id})
+        try:
+            if container_id not in self.containers:
+                record = state.load_container(self.record.data["root"], container_id).record
+                async with _end_of(record["creator"], record["creator_start"]) as gone:
+                    waited: set[asyncio.Future[Any]] = {made, gone}
+                    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if not made.done() and container_id not in self.containers:
+                    raise NotFound(f"the verb that was to make container {container_id} is gone",
+                                   values={"id": container_id})
+        except KataError:
+            self.expected.pop(container_id, None)
+            raise
         await asyncio.shield(made)
 
     async def create(self, plan: ContainerPlan, root: str, resources: Mapping[str, Any], fds: Sequence[int]) -> None:
@@ -319,6 +323,17 @@ class Sandbox:
             log(f"ending the machine: {e}")
             await self.machine.kill()
 
+    async def goes_on(self) -> None:
+        """Wait while the machine stands still: nothing in it would answer."""
+        while (paused := pausing.halted(self)) is not None:
+            await paused.until_resumed()
+
+    async def end_orphan(self, container_id: str, exec_id: str) -> None:
+        """End a process whose shim is gone: its pid on the host is dead."""
+        log(f"the shim of {exec_id} in {container_id} is gone; ending its process")
+        await self.goes_on()
+        await self.signal(container_id, exec_id, 9)
+
     async def pause(self, container_id: str) -> None:
         container = self.find(container_id)
         async with container.lock:
@@ -346,12 +361,13 @@ class Sandbox:
             if not force and container.record.status() != "stopped":
                 container.require("delete", "created", "stopped")
             await self.let_go_on()
-            last = len(self.containers) == 1
-            if force and container.plan.role == "sandbox" and not last:
+            alone = len(self.containers) == 1
+            if force and container.plan.role == "sandbox" and not alone:
                 # The pod's end: what else runs in it is killed, and is its engine's to delete.
                 await self.machine.kill()
-            if not self.machine.gone.is_set() and not (last and self._at_rest(container)):
+            if not self.machine.gone.is_set() and not (alone and self._at_rest(container)):
                 await self.leave_guest(container_id, container.disks)
+            last = len(self.containers) == 1  # others may have left meanwhile
             if last:
                 self.closing = True
                 await self.machine.kill()

@@ -14,7 +14,7 @@ import pytest
 
 from kata import state
 from kata.contract import ContainerPlan, SandboxPlan
-from kata.errors import HostError
+from kata.errors import HostError, NotFound
 from kata.planjson import from_json, to_json
 from kata.proxy import boot
 from kata.proxy.record import SandboxRecord
@@ -46,6 +46,7 @@ class Guest:
 
     async def agent(self, name: str, request: Any, **_: Any) -> None:
         self.asked.append(f"{name} {request.container_id}")
+        await asyncio.sleep(0)  # others go on
 
     async def guest(self, name: str, _request: Any, **_: Any) -> Any:
         if name == "ListAll":
@@ -151,3 +152,49 @@ def test_a_cgroup_that_refuses_harms_nobody(run_dir: Path, capfd: pytest.Capture
 
     take_over(run_dir, "a", "b", then=then)
     assert "cannot release the memory limit of cgroup /a" in capfd.readouterr().out
+
+
+def test_who_leaves_last_takes_the_machine_along(run_dir: Path) -> None:
+    """Of two that are deleted at the same time one is the last."""
+    for name in ("a", "b", "c"):
+        state.new_container(f"{run_dir}/root", name, record(id=name, flavor="unified"))
+
+    async def then(sandbox: Sandbox) -> None:
+        answers = await asyncio.gather(*(sandbox.delete(name, True) for name in ("a", "b", "c")))
+        assert sorted(answers) == [False, False, True]
+        assert sandbox.machine.gone.is_set() and not sandbox.containers
+
+    take_over(run_dir, "a", "b", "c", then=then)
+
+
+def test_nobody_waits_for_a_container_that_will_not_be(run_dir: Path) -> None:
+    """Nor is the sandbox taken for one in which something is being made."""
+    state.new_container(f"{run_dir}/root", "a", record(id="a", flavor="unified"))
+    state.new_container(f"{run_dir}/root", "b", record(id="b", flavor="unified", creator_start=1))
+
+    async def then(sandbox: Sandbox) -> None:
+        with pytest.raises(NotFound, match="the verb that was to make container b is gone"):
+            await sandbox.made("b")
+        with pytest.raises(NotFound, match="does not exist"):
+            await sandbox.made("c")
+        assert not sandbox.expected
+
+    take_over(run_dir, "a", then=then)
+
+
+def test_the_process_of_a_dead_shim_waits_for_a_machine_that_stands_still(run_dir: Path) -> None:
+    """To signal it would end the machine, which does not answer."""
+    state.new_container(f"{run_dir}/root", "a", record(id="a", flavor="unified"))
+
+    async def then(sandbox: Sandbox) -> None:
+        container = sandbox.containers["a"]
+        container.plan = replace(container.plan, pause_scope="vm")
+        container.set_status("paused")
+        ending = asyncio.ensure_future(sandbox.end_orphan("a", "exec-1"))
+        await asyncio.sleep(0)
+        assert not sandbox.agent.asked  # type: ignore[attr-defined]
+        container.set_status("running")
+        await ending
+        assert sandbox.agent.asked == ["SignalProcess a"]  # type: ignore[attr-defined]
+
+    take_over(run_dir, "a", then=then)
