@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 
 async def pause(sandbox: Sandbox, container: Container) -> None:
-    """End state: the container, with ``vm`` all of its sandbox, is recorded as ``paused``."""
+    """End state: the container, with ``vm`` all of its sandbox, is recorded as ``paused``; on failure all goes on."""
     if container.plan.pause_scope == "vm":
         sandbox.network.hold()
-        await sandbox.machine.pause()
+        try:
+            await sandbox.machine.pause()
+        except BaseException:
+            sandbox.network.release()
+            raise
         for each in _of_machine(sandbox, "running"):
             each.set_status("paused")
         return
@@ -34,8 +38,10 @@ async def pause(sandbox: Sandbox, container: Container) -> None:
     await sandbox.agent.agent("PauseContainer", freeze)
     if container.plan.pause_scope == "process":
         # Frozen meanwhile, so that none forks its way around the signal.
-        await sandbox.signal(container.id, "", signal.SIGSTOP)
-        await _thaw(sandbox, container)
+        try:
+            await sandbox.signal(container.id, "", signal.SIGSTOP)
+        finally:
+            await _thaw(sandbox, container)
     container.set_status("paused")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kata.errors import WrongState
+from kata.errors import HostError, WrongState
 from kata.proxy import pausing
 from kata.proxy.ops import NEED_GUEST, Operations
 
@@ -19,6 +19,7 @@ class Guest:
 
     def __init__(self, *containers: tuple[str, str, str]) -> None:
         self.asked: list[str] = []
+        self.refuses = ""
         self.containers = {name: self._container(name, scope, status) for name, scope, status in containers}
         self.machine = SimpleNamespace(pause=lambda: self._note("stop"), resume=lambda: self._note("cont"))
         self.agent = SimpleNamespace(agent=lambda name, _request: self._note(name))
@@ -33,9 +34,11 @@ class Guest:
 
     async def _note(self, what: str) -> None:
         self.asked.append(what)
+        if what == self.refuses:
+            raise HostError("no")
 
     async def signal(self, _container: str, _process: str, number: int) -> None:
-        self.asked.append(signal.Signals(number).name)
+        await self._note(signal.Signals(number).name)
 
     async def let_go_on(self) -> None:
         await pausing.resume(self, pausing.halted(self))  # type: ignore[arg-type]
@@ -67,6 +70,18 @@ def test_a_machine_stands_still_with_all_that_runs_in_it() -> None:
     assert guest.pause("a") == ["paused", "paused", "created"]
     assert guest.resume("b") == ["running", "running", "created"]
     assert guest.asked == ["hold", "stop", "cont", "release"]
+
+
+@pytest.mark.parametrize(("scope", "refuses", "asked"), [
+    ("process", "SIGSTOP", ["PauseContainer", "SIGSTOP", "ResumeContainer"]),
+    ("vm", "stop", ["hold", "stop", "release"]),
+    ("container", "PauseContainer", ["PauseContainer"])])
+def test_a_pause_that_fails_leaves_nothing_standing(scope: str, refuses: str, asked: list[str]) -> None:
+    guest = Guest(("a", scope, "running"))
+    guest.refuses = refuses
+    with pytest.raises(HostError):
+        guest.pause("a")
+    assert guest.asked == asked and guest.containers["a"].status == "running"
 
 
 @pytest.mark.parametrize("name", sorted(NEED_GUEST))
