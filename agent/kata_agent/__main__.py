@@ -17,7 +17,7 @@ from kata_agent.channel import Channel
 from kata_agent.linux import syscalls as sc
 from kata_agent.linux.light import signal
 from kata_agent.loop import Loop
-from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc
+from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, oci_pb2, ttrpc, types_pb2
 from kata_agent.sandbox import Sandbox
 from kata_agent.server import Server
 from kata_agent.services import agent, guest, health
@@ -76,10 +76,20 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
         # The balloon, the entropy device: nothing waits for them, and a container may be waiting for the processor.
         loop.after(_DRIVERS_AFTER, sandbox.find_drivers)
         devicefilter.preload()
+    if settings.is_template:
+        _make_classes()
     # What lives now lives for ever: children need not copy its pages because a collector marks objects in them.
-    gc.collect()
+    # Of 13,000 objects 80 are garbage, which is not worth looking for.
     gc.freeze()
+    gc.enable()
     loop.run()
+
+
+def _make_classes() -> None:
+    """Make the classes of all messages, which else are made when they are first asked for."""
+    for file in (agent_pb2, guest_pb2, health_pb2, oci_pb2, types_pb2):
+        for name in file.DESCRIPTOR.message_types_by_name:
+            getattr(file, name)
 
 
 def _open(loop: Loop, sandbox: Sandbox, channel: Channel, clock: Clock) -> None:

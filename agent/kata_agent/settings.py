@@ -7,6 +7,7 @@
     agent.hotplug_timeout=SECONDS          until a device of a request must appear
     agent.cgroup_parent=NAME               folder of all containers
     agent.run_dir=PATH                     where the agent keeps its own files
+    agent.template                         this machine will be saved, and cloned
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Settings:
     """What the command line says, with defaults."""
 
     __slots__ = (
-        "cgroup_parent", "channel", "hotplug_timeout", "is_guest", "log_level", "pipe_size", "run_dir", "token",
-        "warnings",
+        "cgroup_parent", "channel", "hotplug_timeout", "is_guest", "is_template", "log_level", "pipe_size", "run_dir",
+        "token", "warnings",
     )
 
     def __init__(self) -> None:
@@ -44,6 +45,7 @@ class Settings:
         self.hotplug_timeout = 10.0  #: seconds; an emulated guest is slow
         self.cgroup_parent = "kata"
         self.is_guest = False  #: the machine is the agent's to set up; no word sets this
+        self.is_template = False  #: what a start needs is made ready now, for the clones
         self.run_dir = "/run/kata-agent"
         self.warnings: list[str] = []
 
@@ -86,6 +88,8 @@ class Settings:
             if not components_ok(value):
                 raise ValueError("a folder's name is expected")
             self.cgroup_parent = value
+        elif key == "agent.template":
+            self.is_template = True
         elif key == "agent.run_dir":
             if not value.startswith("/"):
                 raise ValueError("an absolute path is expected")

@@ -54,32 +54,38 @@ LINKED_FOR_NOTHING = ("libstdc++.so.6", "libgcc_s.so.1")
 #: Parts of protobuf that only its pure Python implementation needs, or that format text: with the C extension they
 #: are imported and never used, which would take a third of a second of every boot.  The others choose between the two
 #: implementations, warn, lock and check versions, and bring ``enum``, ``threading`` and ``warnings`` for that: another
-#: third.  What they contain instead:
+#: third.  What they contain instead (classes of messages are made when they are first asked for):
 HOLLOW = {
     "internal/python_message.py": "", "internal/python_edition_defaults.py": "", "descriptor_database.py": "",
     "text_encoding.py": "", "internal/well_known_types.py": "WKTBASES = {}\n",
     "internal/api_implementation.py": "from google._upb import _message as _c_module\ndef Type(): return 'upb'\n",
     "descriptor.py": "from google._upb._message import FileDescriptor\n_USE_C_DESCRIPTORS = True\n",
     "descriptor_pool.py": "from google._upb._message import default_pool\ndef Default(): return default_pool\n",
-    "message_factory.py": "def GetMessageClass(descriptor): return descriptor._concrete_class\n",
+    # To make a class takes 50,000 instructions; MessageMeta returns the one that there is.
+    "message_factory.py": """
+from google._upb._message import MessageMeta
+from google.protobuf.message import Message
+def GetMessageClass(descriptor):
+    return MessageMeta(descriptor.name, (Message,), {"DESCRIPTOR": descriptor, "__module__": descriptor.file.package})
+""",
     "symbol_database.py": "def Default(): pass\n",
     # Messages and this module are of one version (protobuf_version), and the host has checked it.
     "runtime_version.py": "class Domain: PUBLIC = 0\ndef ValidateProtobufRuntimeVersion(*_): pass\n",
     "internal/builder.py": """
-from google._upb._message import MessageMeta
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
-from google.protobuf.message import Message
-def build(message, module):
-    content = {name: build(nested, module) for name, nested in message.nested_types_by_name.items()}
-    return MessageMeta(message.name, (Message,), content | {"DESCRIPTOR": message, "__module__": module})
+from google.protobuf.message_factory import GetMessageClass
 def BuildMessageAndEnumDescriptors(file, module): pass
 def BuildTopDescriptorsAndMessages(file, name, module):
     for enum in file.enum_types_by_name.values():
         module[enum.name] = EnumTypeWrapper(enum)
         for value in enum.values:
             module[value.name] = value.number
-    for message in file.message_types_by_name.values():
-        module[message.name] = build(message, name)
+    messages = file.message_types_by_name
+    def make(attribute):
+        if attribute not in messages: raise AttributeError(f"module {name} has no attribute {attribute}")
+        made = module[attribute] = GetMessageClass(messages[attribute])
+        return made
+    module["__getattr__"] = make
 """,
 }  # fmt: skip
 
@@ -107,8 +113,10 @@ FILES = {
 #: PID 1.  -I -S: no site, no environment, no current directory; -B: nothing to write back.
 #: The kernel runs it by its first line, which costs no process, and passes it the words of the command line that
 #: it does not know itself; the agent reads /proc/cmdline and takes no arguments here.
+#: The collector has nothing to find among what is imported; the agent switches it on.
 INIT = f"""#!/{PYTHON} -ISB
-import sys
+import gc, sys
+gc.disable()
 sys.argv[1:] = []
 sys.path.insert(0, "/{AGENT}")
 from kata_agent.__main__ import main

@@ -9,6 +9,7 @@ from kata.record import Record
 SHARE_TAG = "kataShared"
 CHANNEL = "agent.channel.0"
 CHANNEL_TOKEN = "agent.channel_token"
+TEMPLATE = "agent.template"
 LEAST_QEMU = (6, 1)  #: from which on a q35 plugs its root ports by ACPI; our guests drive them in no other way
 
 
@@ -62,7 +63,8 @@ def qemu_argv(plan: MachinePlan, ends: Endpoints) -> list[str]:
         "-object", f"{backend},id=ram,size={plan.memory}M{prealloc}",
         "-m", _memory(plan),
         "-kernel", plan.kernel,
-        "-append", " ".join((*plan.kernel_params, f"{CHANNEL_TOKEN}={ends.channel_token}")),
+        "-append", " ".join((*plan.kernel_params, f"{CHANNEL_TOKEN}={ends.channel_token}",
+                             *([TEMPLATE] if ends.memory_shared else []))),
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-chardev", f"socket,id=qmp,fd={ends.qmp},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",

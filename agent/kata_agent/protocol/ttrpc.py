@@ -21,9 +21,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
+TYPE_CHECKING = False  # typing is not imported: it is slow
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 
 HEADER = struct.Struct(">IIBB")
 MAX_PAYLOAD = 4 << 20  #: bytes
@@ -302,24 +305,28 @@ class HostHandshake:
 
 
 class Method:
-    """One rpc: full name of its service, its name, and the classes of its messages."""
+    """One rpc: full name of its service, its name, and the classes of its messages, which are made when asked for."""
 
-    __slots__ = ("name", "request", "response", "service")
+    __slots__ = ("_rpc", "name", "request", "response", "service")
 
-    def __init__(self, service: str, name: str, request: type[Message], response: type[Message]) -> None:
-        self.service = service
-        self.name = name
-        self.request = request
-        self.response = response
+    request: type[Message]
+    response: type[Message]
+
+    def __init__(self, rpc: MethodDescriptor) -> None:
+        self._rpc = rpc
+        self.service: str = rpc.containing_service.full_name
+        self.name: str = rpc.name
+
+    def __getattr__(self, attribute: str) -> type[Message]:
+        """A class that nobody has asked for yet."""
+        if attribute not in ("request", "response"):
+            raise AttributeError(attribute)
+        made = GetMessageClass(self._rpc.input_type if attribute == "request" else self._rpc.output_type)
+        setattr(self, attribute, made)
+        return made
 
 
 def method_table(files: Iterable[FileDescriptor]) -> dict[tuple[str, str], Method]:
     """Every rpc of the services in ``files``, by (service, method) name."""
-    table = {}
-    for file in files:
-        for service in file.services_by_name.values():
-            for rpc in service.methods:
-                table[service.full_name, rpc.name] = Method(
-                    service.full_name, rpc.name, GetMessageClass(rpc.input_type), GetMessageClass(rpc.output_type)
-                )
-    return table
+    methods = (Method(rpc) for file in files for service in file.services_by_name.values() for rpc in service.methods)
+    return {(method.service, method.name): method for method in methods}
