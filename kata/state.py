@@ -156,7 +156,7 @@ class locked:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _wait_for_lock(self._fd, self._directory, self._timeout)
+                wait_for_lock(self._fd, self._directory, self._timeout)
         except BaseException:
             os.close(self._fd)
             raise
@@ -166,8 +166,11 @@ class locked:
         os.close(self._fd)
 
 
-def _wait_for_lock(fd: int, directory: str, timeout: float) -> None:
-    """flock has no deadline of its own, so an alarm ends it; call from the main thread."""
+def wait_for_lock(fd: int, directory: str, timeout: float) -> None:
+    """Take it; flock has no deadline of its own, so an alarm ends it.  Call from the main thread.
+
+    :raise HostError: somebody else has held it for ``timeout`` seconds.
+    """
     import fcntl
     import signal
 

@@ -15,6 +15,7 @@ import fcntl
 import os
 from contextlib import contextmanager, suppress
 
+from kata import state
 from kata.contract import MachinePlan, SandboxPlan
 from kata.digest import hexdigest
 from kata.errors import HostError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FORMAT = 3
 MAKING = ".making"
 KEY_SIZE = 24  #: hex digits
+SAVE_MARGIN = 180.0  #: beyond the boot timeout, for the rest of a template's making, seconds
 
 
 def base_machine(plan: SandboxPlan) -> MachinePlan:
@@ -105,12 +107,12 @@ def open_template(plan: SandboxPlan) -> Template | None:
     try:
         with open(f"{directory}/template.json", encoding="ascii") as f:
             about = loads(f.read())
-        token, read_only = about["channel_token"], about["read_only"]
+        token, read_only = str(about["channel_token"]), bool(about["read_only"])
         for name in ("memory", "state"):
             opened.append(os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         if os.fstat(opened[0]).st_size != plan.base_memory << 20:
             raise ValueError("the memory is cut")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         for fd in opened:
             os.close(fd)
         return None
@@ -125,7 +127,7 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
     nothing of it is ever used.
 
     :param wait: wait for somebody else who is at it; otherwise None is yielded then, too.
-    :raise HostError: the directory cannot be made.
+    :raise HostError: the directory cannot be made, or somebody else does not come to an end.
     """
     name = key(plan)
     try:
@@ -134,9 +136,11 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
     except OSError as e:
         raise HostError(f"cannot make {plan.template_path}: {e.strerror}") from e
     try:
-        if not _taken(lock, wait):
-            yield None
-            return
+        if not _taken(lock):
+            if not wait:
+                yield None
+                return
+            state.wait_for_lock(lock, plan.template_path, plan.boot_timeout + SAVE_MARGIN)
         found = open_template(plan)
         if found is not None:
             found.close()
@@ -158,9 +162,12 @@ def making(plan: SandboxPlan, wait: bool) -> Iterator[str | None]:
 
 def discard(plan: SandboxPlan) -> None:
     """Remove the template for ``plan``, which does not work; the next start that boots has it made anew."""
-    lock = os.open(f"{plan.template_path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if _taken(lock, False):  # who is making one looks at the old one himself
+        lock = os.open(f"{plan.template_path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return  # somebody has removed them all
+    try:
+        if _taken(lock):  # who is making one looks at the old one himself
             _remove(f"{plan.template_path}/{key(plan)}")
     finally:
         os.close(lock)
@@ -178,16 +185,16 @@ def drop_unfinished(path: str) -> None:
     """Remove what makers that were killed left; one at work is left alone."""
     lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if _taken(lock, False):
+        if _taken(lock):
             for folder in unfinished(path):
                 _remove(folder)
     finally:
         os.close(lock)
 
 
-def _taken(lock: int, wait: bool) -> bool:
+def _taken(lock: int) -> bool:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

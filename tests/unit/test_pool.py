@@ -155,3 +155,36 @@ def test_what_is_no_machine_and_no_template_is_left_alone(plan: SandboxPlan, tmp
     assert left >= {"notes.d", "data", ".old-mine", "work.making", "f" * 30, template.key(plan)} and len(left) == 10
     socket = f"{plan.pool_path}/cache.sock"  # where Kata 1.x's configuration has a socket
     assert keeper.left_over(socket) == [] and not pool.take(replace(plan, pool_path=socket), str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '{"read_only": true}', "{"])
+def test_a_template_that_is_damaged_is_none(plan: SandboxPlan, text: str) -> None:
+    folder = Path(plan.template_path, template.key(plan))
+    folder.mkdir(parents=True)
+    (folder / "memory").write_bytes(b"")
+    os.truncate(folder / "memory", plan.base_memory << 20)
+    (folder / "state").touch()
+    (folder / "template.json").write_text('{"channel_token": "00", "read_only": false}')
+    found = template.open_template(plan)
+    assert found is not None
+    found.close()
+    (folder / "template.json").write_text(text)
+    assert template.open_template(plan) is None
+
+
+def test_a_template_that_somebody_has_removed_meanwhile(plan: SandboxPlan) -> None:
+    template.discard(plan)
+    assert not Path(plan.template_path).exists()
+
+
+def test_a_maker_that_does_not_end_is_not_waited_for_without_end(plan: SandboxPlan,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "SAVE_MARGIN", 0.05)
+    late = replace(plan, boot_timeout=0.0)
+    with template.making(plan, wait=False) as one:
+        assert one is not None
+        with template.making(late, wait=False) as other:
+            assert other is None
+        with pytest.raises(HostError, match=r"another process has held the lock of .* for 0\.05 s"), \
+                template.making(late, wait=True):
+            pass
