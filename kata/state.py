@@ -244,6 +244,22 @@ class Container:
         self.record = {**self.record, **changes}
         write_json(f"{self.dir}/state.json", self.record)
 
+    def made_of(self, *names: str) -> dict[str, Any]:
+        """What it was made of, ``process.json``: ``process``, ``extras``, ``resources``.
+
+        :param names: those that are needed.
+        :raise Damaged: one is not there.
+        """
+        path = f"{self.dir}/process.json"
+        try:
+            found = read_json(path)
+        except FileNotFoundError:
+            found = {}
+        wrong = [name for name in names if not isinstance(found.get(name), dict)]
+        if wrong:
+            raise Damaged(f"the state file {path} is damaged: {', '.join(wrong)}", _REMOVE)
+        return found
+
     def view(self) -> dict[str, Any]:
         """The record as the verbs show it: OCI keys, effective status."""
         status = self.status()

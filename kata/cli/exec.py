@@ -55,7 +55,7 @@ def run(context: Context, args: Namespace) -> int:
     if container.status() not in ("created", "running", "paused"):
         raise WrongState(f"Container {container.id} is not ready or running", f"it is {container.status()}",
                          values={"id": container.id, "status": container.status(), "verb": "exec"})
-    made = state.read_json(f"{container.dir}/process.json")
+    made = container.made_of("process", "extras")
     process = _process(context, args, made["process"])
     from kata.oci.extras import exec_extras
 

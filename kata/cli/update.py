@@ -51,7 +51,7 @@ def run(context: Context, args: Namespace) -> int:
     change = _change(args)
     if container.status() not in ("created", "running", "paused"):
         raise WrongState("container not running", f"container {container.id} is {container.status()}")
-    recorded = state.read_json(f"{container.dir}/process.json")
+    recorded = container.made_of("resources")
     merged = merge(recorded["resources"], change)
     size = _size(context, container, merged)
     for warning in cgroups.apply(container.record["cgroup"], change):

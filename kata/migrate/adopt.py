@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from kata import state
-from kata.errors import KataError, NotFound, StateError, WrongState
+from kata.errors import KataError, NotFound, WrongState
 from kata.loader import resolved
 from kata.oci import Bundle
 from kata.record import Record
@@ -112,21 +112,19 @@ def _policy(container: state.Container, backend: Backend, options: InvocationOpt
     :raise KataError: the backend would not have the container, or not in this sandbox.
     """
     record = container.record
-    with suppress(FileNotFoundError):
-        made = state.read_json(f"{container.dir}/process.json")
-        resources = made["resources"]
-        spec = {"ociVersion": record["ociVersion"], "process": made["process"], "root": {"path": "/"},
-                "annotations": record["annotations"], "linux": {"resources": {
-                    name: resources[name] for name in ("cpu", "memory") if name in resources}}}
-        bundle = Bundle(container.id, record["bundle"], spec, "/", ())
-        config = backend.load_config(options, record["annotations"])
-        _role, sandbox_id = backend.sandbox_of(bundle)
-        if sandbox_id and sandbox_id != record["sandbox_id"]:
-            raise WrongState(f"container {container.id} is in sandbox {record['sandbox_id']}, and {backend.name} would "
-                             f"look for {sandbox_id}", "what joins the pod later would not find it: end the pod")
-        plan = backend.plan_container(config, bundle, record["sandbox_id"], record["role"])
-        return {name: getattr(plan, name) for name in ("guest_process_at", "pause_scope", "vcpus", "memory")}
-    raise StateError(f"the record of container {container.id} has no process.json", "delete it")
+    made = container.made_of("process", "resources")
+    resources = made["resources"]
+    spec = {"ociVersion": record["ociVersion"], "process": made["process"], "root": {"path": "/"},
+            "annotations": record["annotations"], "linux": {"resources": {
+                name: resources[name] for name in ("cpu", "memory") if name in resources}}}
+    bundle = Bundle(container.id, record["bundle"], spec, "/", ())
+    config = backend.load_config(options, record["annotations"])
+    _role, sandbox_id = backend.sandbox_of(bundle)
+    if sandbox_id and sandbox_id != record["sandbox_id"]:
+        raise WrongState(f"container {container.id} is in sandbox {record['sandbox_id']}, and {backend.name} would "
+                         f"look for {sandbox_id}", "what joins the pod later would not find it: end the pod")
+    plan = backend.plan_container(config, bundle, record["sandbox_id"], record["role"])
+    return {name: getattr(plan, name) for name in ("guest_process_at", "pause_scope", "vcpus", "memory")}
 
 
 def _fixed(plan: Mapping[str, Any]) -> list[str]:

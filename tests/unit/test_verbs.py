@@ -23,16 +23,22 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "RUN_DIR", str(tmp_path / "run"))
 
 
+def running(folder: Path, **changes: Any) -> state.Container:
+    """The record of a container ``c`` in ``folder/root``; its shim is this process."""
+    texts = ("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role", "sandbox_id",
+             "sandbox_key", "cgroup")
+    me = os.getpid()
+    return state.new_container(f"{folder}/root", "c", {
+        **dict.fromkeys(texts, ""), "annotations": {}, "hooks": {}, "creator": 0, "creator_start": 0,
+        "status": "running", "pid": me, "pid_start": state.start_time(me), **changes})
+
+
 @pytest.mark.parametrize("words", [
     ["exec", "--preserve-fds=--5", "c", "x"], ["exec", "--preserve-fds", "²", "c", "x"], ["kill", "c", "²"],
     ["kill", "c", "RTMIN+²"], ["exec", "-u", "²", "c", "x"], ["exec", "-u", "1:²", "c", "x"],
     ["exec", "-g", "²", "c", "x"], ["roadmap", "set", "²"]])
 def test_what_is_no_number_is_no_defect(words: list[str], tmp_path: Path) -> None:
-    me = os.getpid()
-    container = state.new_container(f"{tmp_path}/root", "c", {
-        **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
-                         "sandbox_id", "sandbox_key", "cgroup"), ""), "annotations": {}, "hooks": {}, "creator": 0,
-        "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me)})
+    container = running(tmp_path)
     state.write_json(f"{container.dir}/process.json", {"version": state.VERSION, "process": {}, "extras": {}})
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
@@ -43,12 +49,20 @@ def test_what_is_no_number_is_no_defect(words: list[str], tmp_path: Path) -> Non
 
 def test_signal_zero_only_looks(tmp_path: Path) -> None:
     """Nobody is asked: there is no proxy."""
-    me = os.getpid()
-    state.new_container(f"{tmp_path}/root", "c", {
-        **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
-                         "sandbox_id", "sandbox_key", "cgroup"), ""), "annotations": {}, "hooks": {}, "creator": 0,
-        "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me)})
+    running(tmp_path)
     assert main(["--root", f"{tmp_path}/root", "kill", "c", "0"]) == 0
+
+
+@pytest.mark.parametrize("text", [None, '{"version": 1}', "{", '{"version": 1, "process": 7, "resources": 7}'])
+@pytest.mark.parametrize("words", [["exec", "c", "true"], ["update", "--pids-limit", "9", "c"]])
+def test_a_record_without_its_process_is_damaged(words: list[str], text: str | None, tmp_path: Path) -> None:
+    container = running(tmp_path)
+    if text is not None:
+        Path(container.dir, "process.json").write_text(text)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert main(["--root", f"{tmp_path}/root", *words]) != 0
+    assert f"the state file {container.dir}/process.json is damaged" in said.getvalue()
 
 
 def test_a_pid_file_is_whole_or_absent_and_no_link_is_followed(tmp_path: Path) -> None:
@@ -88,11 +102,8 @@ def test_a_container_that_somebody_else_deletes_still_ends_with_its_exit_code(mo
 def test_an_update_holds_on_the_host_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str) -> None:
     """What names the host's processors and disks, or weighs a container against others; if the guest refuses, it is
     as before."""
-    me, asked, applied = os.getpid(), [], []
-    container = state.new_container(f"{tmp_path}/root", "c", {
-        **dict.fromkeys(("ociVersion", "id", "bundle", "rootfs", "created", "owner", "flavor", "backend", "role",
-                         "sandbox_id", "sandbox_key"), ""), "annotations": {}, "hooks": {}, "creator": 0,
-        "creator_start": 0, "status": "running", "pid": me, "pid_start": state.start_time(me), "cgroup": "/g"})
+    asked, applied = [], []
+    container = running(tmp_path, cgroup="/g")
     old = {"cpu": {"shares": 100, "quota": 7}}
     state.write_json(f"{container.dir}/process.json",
                      {"version": state.VERSION, "process": {}, "extras": {}, "resources": old})
