@@ -6,7 +6,7 @@ import json
 import re
 
 from kata.cli.context import Context
-from kata.errors import UsageError, WrongState
+from kata.errors import NotFound, UsageError, WrongState
 from kata.table import FLAG, Argument, Namespace, Option, Verb
 
 VERB = Verb(
@@ -39,19 +39,19 @@ def run(context: Context, args: Namespace) -> int:
     if args["stats"]:
         _print("stats", container.id, context.ask(container, "stats"))
         return 0
-    ooms = 0
-    while True:
-        reply = context.ask(container, "wait_event", timeout=interval + 60, ooms=ooms, interval=interval)
-        if reply["ooms"] > ooms:
-            ooms = reply["ooms"]
-            _print("oom", container.id, None)
-        elif reply["ended"]:
-            return 0
-        else:
-            try:
-                _print("stats", container.id, context.ask(container, "stats"))
-            except WrongState:
+    ooms = context.ask(container, "wait_event", ooms=-1, interval=0)["ooms"]  # of before: nobody's news
+    try:
+        while True:
+            reply = context.ask(container, "wait_event", timeout=interval + 60, ooms=ooms, interval=interval)
+            before, ooms = ooms, reply["ooms"]
+            if ooms and ooms != before:  # fewer: a proxy that was restarted counts anew
+                _print("oom", container.id, None)
+            elif reply["ended"]:
                 return 0
+            else:
+                _print("stats", container.id, context.ask(container, "stats"))
+    except (NotFound, WrongState):  # it has ended, and may be gone
+        return 0
 
 
 def _print(kind: str, container_id: str, data: dict[str, object] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from kata import state
 from kata.cli import main, update
 from kata.cli import run as run_verb
 from kata.daemons import write_pid_file
-from kata.errors import BundleError, HostError, NotFound
+from kata.errors import BundleError, HostError, NotFound, WrongState
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,25 @@ def test_a_record_without_its_process_is_damaged(words: list[str], text: str | N
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         assert main(["--root", f"{tmp_path}/root", *words]) != 0
     assert f"the state file {container.dir}/process.json is damaged" in said.getvalue()
+
+
+@pytest.mark.parametrize("end", [{"ooms": 1, "ended": True}, NotFound("c"), WrongState("c")])
+def test_events_are_what_happens_from_now_on(end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """A container that ran out of memory before; a proxy that is restarted counts anew; the end is no error."""
+    running(tmp_path)
+    counts = iter([2, 3, 3, 0, 1, end])
+
+    def ask(_context: object, _container: object, op: str, **_words: Any) -> Any:
+        answer = {} if op == "stats" else next(counts)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"ooms": answer, "ended": False} if isinstance(answer, int) else answer
+
+    monkeypatch.setattr("kata.cli.context.Context.ask", ask)
+    assert main(["--root", f"{tmp_path}/root", "events", "c"]) == 0
+    assert [json.loads(line)["type"] for line in capsys.readouterr().out.splitlines()] == [
+        "oom", "stats", "stats", "oom"]
 
 
 def test_a_pid_file_is_whole_or_absent_and_no_link_is_followed(tmp_path: Path) -> None:
