@@ -390,32 +390,38 @@ def open_console(console_socket: int) -> int:
     The slave becomes the controlling terminal, so that a resize by the engine
     arrives as SIGWINCH, and is raw: the guest's terminal does the line editing.
 
-    :raise OSError: the other end is gone.
+    :raise KataError: the other end is gone.
     """
     import fcntl
     import socket
     import termios
     import tty
 
-    master, slave = os.openpty()
-    with socket.socket(fileno=console_socket) as sock:
-        socket.send_fds(sock, [os.ttyname(slave).encode()], [master])
-    os.close(master)
-    tty.setraw(slave, termios.TCSANOW)
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    try:
+        master, slave = os.openpty()
+        with socket.socket(fileno=console_socket) as sock:
+            socket.send_fds(sock, [os.ttyname(slave).encode()], [master])
+        os.close(master)
+        tty.setraw(slave, termios.TCSANOW)
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    except (OSError, termios.error) as e:
+        raise KataError(f"cannot hand a terminal over to the console socket: {e}") from e
     return slave
 
 
 def use_console(path: str) -> int:
     """Open the slave of a pseudo terminal whose master somebody else holds; raw, as above.
 
-    :raise OSError: it is gone.
+    :raise KataError: it is gone.
     """
     import termios
     import tty
 
-    slave = os.open(path, os.O_RDWR)
-    tty.setraw(slave, termios.TCSANOW)
+    try:
+        slave = os.open(path, os.O_RDWR)
+        tty.setraw(slave, termios.TCSANOW)
+    except (OSError, termios.error) as e:
+        raise KataError(f"cannot use the terminal {path}: {e}") from e
     return slave
 
 

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from kata import state
 from kata.cli import main, update
 from kata.cli import run as run_verb
-from kata.daemons import write_pid_file
+from kata.daemons import SHIM, write_pid_file
 from kata.errors import BundleError, HostError, NotFound, WrongState
 
 
@@ -160,3 +162,12 @@ def test_an_update_by_options_is_checked_as_one_by_a_file(option: str, value: st
         *update.FIELDS, *update.TEXTS)))}
     with pytest.raises(BundleError, match=r"update: \w+\.\w+: a number from .* is expected"):
         update._change({**args, option.lstrip("-").replace("-", "_"): value})
+
+
+@pytest.mark.parametrize(("socket", "console", "says"), [
+    ("", "/nowhere", b"kata: cannot use the terminal /nowhere: "), ("", "/dev/null", b"kata: cannot use the terminal "),
+    ("99", "", b"")])
+def test_a_shim_without_its_terminal_says_so(socket: str, console: str, says: bytes) -> None:
+    argv = [sys.executable, "-IS", SHIM, "/nowhere", "c", "c", "1", socket, console, "-", "true"]
+    done = subprocess.run(argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+    assert done.returncode == 255 and done.stderr.startswith(says) and b"Traceback" not in done.stderr
