@@ -14,6 +14,7 @@ from typing import Any
 
 from kata import wire
 from kata.errors import HostError, KataError
+from kata.proxy.log import log
 
 Handler = Callable[["Connection", Mapping[str, Any], list[int]], Awaitable[dict[str, Any]]]
 
@@ -172,6 +173,7 @@ class Server:
         self.listener = listener
         self.connections: set[Connection] = set()
         self._handler = handler
+        self._full = False  #: nobody is accepted until somebody leaves
         listener.setblocking(False)
         asyncio.get_running_loop().add_reader(listener, self._accept)
 
@@ -180,13 +182,25 @@ class Server:
             sock, _ = self.listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionError):
             return
+        except OSError as e:  # no descriptor is left: whoever waits has one as soon as somebody goes
+            log(f"{len(self.connections)} verbs and shims are connected, and no more can be: {e.strerror}")
+            asyncio.get_running_loop().remove_reader(self.listener)
+            self._full = True
+            return
         connection = Connection(sock, self._handler)
         self.connections.add(connection)
         watcher = asyncio.ensure_future(connection.closed.wait())
-        watcher.add_done_callback(lambda _t: self.connections.discard(connection))
+        watcher.add_done_callback(lambda _t: self._left(connection))
+
+    def _left(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if self._full:
+            self._full = False
+            asyncio.get_running_loop().add_reader(self.listener, self._accept)
 
     def close(self, path: str) -> None:
         """Stop accepting; connections go on."""
+        self._full = False
         asyncio.get_running_loop().remove_reader(self.listener)
         self.listener.close()
         if os.path.exists(path):
