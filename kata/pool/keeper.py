@@ -190,8 +190,11 @@ class Keeper:
         """Bring the pool nearer to what is wanted, by one machine at most: meanwhile something else may be.
 
         :return: seconds after which to go on at the latest; None: it is as it should be.
+        :raise HostError: the pool's folder was removed.
         """
         pool.await_starts()
+        if not os.path.isdir(self.path):
+            raise HostError(f"the pool {self.path} was removed", "start its keeper again")
         try:
             self._wanted = self._read()
         except KataError as e:

@@ -10,12 +10,14 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kata import pool, state, template
 from kata.contract import MachinePlan, SandboxPlan
 from kata.errors import HostError, InUse
+from kata.log import Log
 from kata.pool import keeper
 from kata.record import replace
 
@@ -188,3 +190,13 @@ def test_a_maker_that_does_not_end_is_not_waited_for_without_end(plan: SandboxPl
         with pytest.raises(HostError, match=r"another process has held the lock of .* for 0\.05 s"), \
                 template.making(late, wait=True):
             pass
+
+
+def test_a_keeper_whose_pool_was_removed_ends(plan: SandboxPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock went with it: another may be at work already."""
+    monkeypatch.setattr(pool, "await_starts", lambda: None)
+    monkeypatch.setattr(keeper.Keeper, "_room", lambda _self: True)
+    warm_up: Any = None
+    mine = keeper.Keeper(plan.pool_path, lambda: keeper.Wanted(replace(plan, template_path=""), warm_up, 1), Log(""))
+    with pytest.raises(HostError, match=r"the pool .* was removed"):
+        mine._settle()
