@@ -6,8 +6,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from kata import cgroups, state
@@ -93,10 +93,8 @@ class Sandbox:
             for future in container.processes.values():
                 if not future.done():
                     future.set_result(137)
-            try:
+            with _without_room():
                 container.set_exited(137)
-            except HostError as e:  # no room for the record; its dead shim says the same
-                log(f"{e}")
 
     async def replace_machine(self) -> None:
         """End the machine and start another, which boots.  Containers that are to be made wait for it all the same.
@@ -246,10 +244,8 @@ class Sandbox:
         if not self.machine.gone.is_set() and self.ready.done() and self.ready.exception() is None:
             await self.leave_guest(container.id, container.disks)
         self.share.remove(container.id)
-        try:
+        with _without_room():
             self.record.remove_container(container.id)
-        except HostError as e:
-            log(f"removing {container.id}: {e}")
 
     def _disk_users(self, name: str) -> list[Container]:
         return [container for container in self.containers.values() if name in container.disks]
@@ -374,10 +370,12 @@ class Sandbox:
             for future in container.processes.values():
                 if not future.done():
                     future.set_result(137)
-            container.set_exited(137)
+            with _without_room():
+                container.set_exited(137)
             self.containers.pop(container_id, None)
             self.share.remove(container_id)
-            self.record.remove_container(container_id)
+            with _without_room():
+                self.record.remove_container(container_id)
             if last:
                 # Before the answer: who gets it may end this process.
                 await self.network.stop()
@@ -441,6 +439,15 @@ class Sandbox:
         for name in ("channel.sock", "qmp.sock"):
             if os.path.exists(f"{self.directory}/{name}"):
                 os.unlink(f"{self.directory}/{name}")
+
+
+@contextmanager
+def _without_room() -> Iterator[None]:
+    """What ends does so where its record cannot be written, too: the processes that are gone say the same."""
+    try:
+        yield
+    except HostError as e:
+        log(f"{e}")
 
 
 @asynccontextmanager

@@ -198,3 +198,20 @@ def test_the_process_of_a_dead_shim_waits_for_a_machine_that_stands_still(run_di
         assert sandbox.agent.asked == ["SignalProcess a"]  # type: ignore[attr-defined]
 
     take_over(run_dir, "a", then=then)
+
+
+def test_a_full_disk_keeps_nobody_from_leaving(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the verb would take the machine for one that nobody can drive, and end the whole pod."""
+    for name in ("a", "b"):
+        state.new_container(f"{run_dir}/root", name, record(id=name, flavor="unified"))
+
+    def full(path: str, _value: object) -> None:
+        raise HostError(f"cannot write {path}: No space left on device")
+
+    async def then(sandbox: Sandbox) -> None:
+        monkeypatch.setattr(state, "write_json", full)
+        assert not await sandbox.delete("a", True)
+        assert set(sandbox.containers) == {"b"} and not sandbox.machine.gone.is_set()
+        assert await sandbox.delete("b", True)
+
+    take_over(run_dir, "a", "b", then=then)
