@@ -111,7 +111,7 @@ class Cgroup:
                     move_to.add(pid)
         for directory in self.directories.values():
             for folder in _tree(directory):
-                _remove_one(folder, wait=kill)
+                _remove_one(folder, wait=kill or move_to is not None)  # who could not be moved is ending
 
     def kill(self) -> None:
         """Kill every process in it and wait until they are gone.

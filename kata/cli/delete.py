@@ -56,7 +56,8 @@ def delete(context: Context, container: state.Container, force: bool) -> None:
         raise WrongState("Container still running, should be stopped",
                          f"kill container {container.id} first, or delete it with --force",
                          values={"id": container.id, "status": container.status(), "verb": "delete"})
-    last = _leave_sandbox(container, force)
+    # Of two that leave at the same moment one is told that it was the last, and the other waits for the machine's end.
+    last = _leave_sandbox(container, force) or _is_last(container, force)
     context.log.phase("out of the sandbox" + (", which has ended" if last else ""))
     from kata.teardown import await_shim, destroy_sandbox, end_process
 

@@ -109,7 +109,8 @@ def proxy(tmp_path: Path) -> Iterator[Path]:
     state.write_json(f"{root}/c/state.json", record)
     state.write_json(f"{root}/c/process.json", {
         "version": state.VERSION, "process": {"args": ["x"], "cwd": "/", "user": {"uid": 0, "gid": 0}}, "extras": {}})
-    state.write_json(f"{run}/sandboxes/s/sandbox.json", {"version": state.VERSION, "id": "c", "containers": {}})
+    state.write_json(f"{run}/sandboxes/s/sandbox.json",
+                     {"version": state.VERSION, "id": "c", "containers": {"c": {}, "other": {}}})
     listener = socket.socket(fileno=wire.listening_socket(f"{run}/sandboxes/s/proxy.sock").detach())
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
     yield tmp_path
