@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -131,9 +133,7 @@ def test_pause_of_one_container(oci: Oci) -> None:
 
 
 def test_ten_containers(oci: Oci) -> None:
-    """Ten containers in one machine, each with its own end."""
-    from contextlib import ExitStack
-
+    """Ten containers in one machine, each with its own end; deleted at once, they take it along."""
     with oci.running(member(oci, "containerd", None)) as pause, ExitStack() as stack:
         boot = pause.sh(BOOT_ID).ok().out
         members = [
@@ -145,3 +145,9 @@ def test_ten_containers(oci: Oci) -> None:
             assert (code, out.strip()) == (number, boot)
         pids = [p for p in (c.pid for c in members) if alive(p) and p != os.getpid()]
         assert not pids, f"shims of ended containers still live: {pids}"
+        oci.verb("kill", pause.id, "KILL").ok()
+        pause.wait()
+        with ThreadPoolExecutor(11) as threads:
+            for deleted in threads.map(lambda c: c.delete(), [*members, pause]):
+                deleted.ok()
+        pause.assert_gone()
