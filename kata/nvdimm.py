@@ -83,8 +83,8 @@ def read(path: str) -> Image:
     return Image(size, data, partitioned, root, fstype, unfit)
 
 
-def kernel_lacks(kernel: str, initrd: str, fstype: str) -> str:
-    """What keeps a kernel from a root image on an NVDIMM; "" if nothing does.
+def kernel_lacks(kernel: str, initrd: str, fstype: str) -> tuple[str, list[str]]:
+    """What keeps a kernel from a root image on an NVDIMM, "" if nothing does; the modules that it needs for it.
 
     The configuration lies beside each kernel of the asset store.
 
@@ -94,7 +94,7 @@ def kernel_lacks(kernel: str, initrd: str, fstype: str) -> str:
         with _opened(os.path.join(os.path.dirname(kernel), "config")) as f:
             config = b"\n" + f.read(_CONFIG)
     except OSError:
-        return "the kernel's configuration is not known"
+        return "the kernel's configuration is not known", []
     lacks = [name for name in _OPTIONS if f"\n{name}=y\n".encode() not in config]
     modules = []
     for name, module in {**_DRIVERS, f"CONFIG_{fstype.upper()}_FS": fstype}.items():
@@ -103,8 +103,8 @@ def kernel_lacks(kernel: str, initrd: str, fstype: str) -> str:
         elif f"\n{name}=y\n".encode() not in config:
             lacks.append(name)
     if lacks:
-        return f"the kernel lacks {', '.join(lacks)}"
-    return _initrd_lacks(initrd, modules) if modules else ""
+        return f"the kernel lacks {', '.join(lacks)}", []
+    return _initrd_lacks(initrd, modules) if modules else "", modules
 
 
 def _initrd_lacks(initrd: str, modules: list[str]) -> str:

@@ -139,12 +139,15 @@ def test_why_an_image_is_a_disk(tmp_path: Path, header: bytes, changes: dict[str
     ({"BLK_DEV_PMEM": "m"}, ("drivers/and_pmem.ko", "fs/erofs.ko"), "the boot initrd lacks the module nd_pmem"),
     ({"ACPI_NFIT": "m"}, ("drivers/nd_pmem.ko",), "the boot initrd lacks the module nfit"),
     ({"BLK_DEV_PMEM": "m", "EROFS_FS": "m"}, ("drivers/nd_pmem.ko", "fs/erofs.ko"), ""),
+    ({}, ("drivers/nd_pmem.ko",), ""),
 ])
 def test_what_the_kernel_must_have(tmp_path: Path, header: bytes, kernel: dict[str, str], initrd: tuple[str, ...],
                                    why: str) -> None:
     source = boot(image(tmp_path / "i", header),
                   options(tmp_path, boot_initrd(tmp_path, *initrd) if initrd else "", **kernel))
     assert source.no_nvdimm == why and bool(source.nvdimm) == (not why)
+    # A kernel that has all of it built in mounts the image itself.
+    assert bool(source.initrd) == (bool(initrd) and "m" in kernel.values())
 
 
 def test_a_boot_initrd_that_is_none(tmp_path: Path, header: bytes) -> None:

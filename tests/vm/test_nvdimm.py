@@ -38,7 +38,7 @@ def root(oci: Oci) -> Path:
     with workshop.locked(progress):
         asset = image.build_image(kernel, store.load(initrd.inputs["base"]), progress, fmt="erofs")
     boot = Path(asset.path) / asset.files["boot-initrd"]
-    lacks = nvdimm.kernel_lacks(store.selected_path("kernel"), str(boot), "erofs")
+    lacks, _modules = nvdimm.kernel_lacks(store.selected_path("kernel"), str(boot), "erofs")
     assert not lacks, f"{lacks}: kata kernel build {kernel.variant}"
     return Path(asset.path) / asset.files["image"]
 
