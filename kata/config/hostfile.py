@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from kata import state
 from kata.config import Settings, document
 from kata.config.keys import Key, Language, folders, integer, text
 from kata.errors import ConfigError, HostError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+LOCK_TIMEOUT = 30.0  #: seconds
 #: ``[runtime] default_flavor`` is a plugin's name, which only the loader can check.
 LANGUAGE: Language = {
     "runtime": {"default_flavor": Key(text, "default_flavor"), "guest_folders": Key(folders, "guest_folders")},
@@ -37,11 +39,21 @@ def read(path: str) -> tuple[dict[str, Any], dict[str, str]]:
 def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
     """Set keys, ``(table, key) -> value``; the rest of the file stays as it is, comments, mode and owner too.
 
-    It is replaced at once: whoever reads meanwhile sees the old or the new one.
+    It is replaced at once: whoever reads meanwhile sees the old or the new one, and whoever sets another key waits.
 
     :raise ConfigError: what is there now is wrong.
     :raise HostError: it cannot be written.
     """
+    target = os.path.realpath(path)
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with state.locked(os.path.dirname(target), LOCK_TIMEOUT):
+            _write(path, target, changes)
+    except OSError as e:
+        raise HostError(f"cannot write {path}: {e.strerror}", "run as root") from e
+
+
+def _write(path: str, target: str, changes: Mapping[tuple[str, str], Any]) -> None:
     from kata.config.edit import edited
 
     before, there = "", None
@@ -50,11 +62,9 @@ def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
         with open(path, encoding="utf-8", newline="") as f:
             before, there = f.read(), os.fstat(f.fileno())
     after = edited(before, changes, path)
-    target = os.path.realpath(path)
     aside = f"{target}.{os.getpid()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(os.open(aside, flags, 0o666 if there is None else 0o600), "w", encoding="utf-8", newline="") as f:
             if there is not None:
                 os.fchown(f.fileno(), there.st_uid, there.st_gid)
@@ -63,7 +73,7 @@ def write(path: str, changes: Mapping[tuple[str, str], Any]) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.rename(aside, target)
-    except OSError as e:
+    except OSError:
         with contextlib.suppress(OSError):
             os.unlink(aside)
-        raise HostError(f"cannot write {path}: {e.strerror}", "run as root") from e
+        raise

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kata import state
 from kata.config import Settings, check_assets, document, hostfile, kata1
 from kata.contract import RuntimeConfig
-from kata.errors import ConfigError
+from kata.errors import ConfigError, HostError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -415,3 +415,14 @@ def test_what_a_file_said_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / f"{n}.toml").write_text("")
         document.read(str(tmp_path / f"{n}.toml"))
     assert len(list((tmp_path / "run" / "parsed").iterdir())) <= document.MOST_KEPT
+
+
+def test_two_who_set_a_key_of_the_hosts_file_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes second waits for the first, which may not end."""
+    path = str(tmp_path / "host.toml")
+    hostfile.write(path, {("runtime", "default_flavor"): "clear"})
+    monkeypatch.setattr(hostfile, "LOCK_TIMEOUT", 0.05)
+    with state.locked(str(tmp_path)), pytest.raises(HostError, match="another process has held the lock"):
+        hostfile.write(path, {("roadmap", "phase"): 2})
+    hostfile.write(path, {("roadmap", "phase"): 2})
+    assert hostfile.read(path)[0] == {"default_flavor": "clear", "phase": 2}
