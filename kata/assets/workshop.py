@@ -158,10 +158,16 @@ def _named(files: Iterable[str]) -> set[str]:
     ids, left, seen = set(), [os.path.realpath(file) for file in files], set()
     while left:
         file = left.pop()
-        if file in seen or not os.path.isfile(file) or os.path.getsize(file) > MAX_CONFIGURATION:
+        if file in seen:
             continue
         seen.add(file)
-        for match in _PATH.finditer(Path(file).read_bytes()):
+        try:
+            if not os.path.isfile(file) or os.path.getsize(file) > MAX_CONFIGURATION:
+                continue
+            text = Path(file).read_bytes()
+        except OSError:  # who may not read it has a store of his own, which it does not name
+            continue
+        for match in _PATH.finditer(text):
             path = os.path.realpath(os.fsdecode(match[0]))
             if path.startswith(f"{top}/"):
                 ids.add(path[len(top) + 1 :].partition("/")[0])

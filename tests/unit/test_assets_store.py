@@ -219,7 +219,7 @@ class TestWorkshop:
             f"--kernel={made[3].path}/file", "--kata-config", f"{tmp_path}/other.toml"]}}}))
         for name in ("fifo.toml", "large.toml"):
             os.mkfifo(tmp_path / name) if "fifo" in name else (tmp_path / name).write_bytes(bytes(2 << 20))
-        workshop.prune(map(str, tmp_path.glob("*.[tj]*")))
+        workshop.prune([*map(str, tmp_path.glob("*.[tj]*")), "/proc/self/mem"])  # whose reading fails for anybody
         left = [a.id for a in store.list_assets("kernel")]
         assert [a.id in left for a in made] == [True] * 4 + [False, False] + [True] * workshop.KEPT
 
