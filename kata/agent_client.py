@@ -15,14 +15,11 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from kata.errors import GuestError, VmError
+from kata.greeting import TIMEOUT, Greeting, request_frame
 from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc_pb2
 from kata_agent.protocol import ttrpc as frames
 
 METHODS = frames.method_table([agent_pb2.DESCRIPTOR, guest_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR])
-
-#: The deadline of an ordinary request, seconds.  Emulated guests are slow; verbs wait longer, so that
-#: they can say who did not answer.
-TIMEOUT = 30.0
 
 
 def printable(text: str, limit: int = 4096) -> str:
@@ -41,8 +38,10 @@ class ChannelClosed(VmError):
 class _Channel(asyncio.BufferedProtocol):
     """The stream: the handshake, then answers, each given to whoever waits for it."""
 
-    def __init__(self, handshake: frames.HostHandshake) -> None:
+    def __init__(self, handshake: frames.HostHandshake, greeted: bool) -> None:
+        """:param greeted: the greeting was sent."""
         self._handshake = handshake
+        self._words = b"" if greeted else handshake.greeting
         self._decoder = frames.Decoder()
         self._room = asyncio.Event()
         self._room.set()
@@ -54,7 +53,7 @@ class _Channel(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        transport.write(self._handshake.greeting)
+        transport.write(self._words)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.space()
@@ -103,9 +102,30 @@ class _Channel(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._room.set()
 
+    def expect(self, stream: int) -> asyncio.Future[bytes]:
+        """What will come as the answer on a stream."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.pending[stream] = future
+        return future
+
     async def drain(self) -> None:
         """Wait until the next frame has room."""
         await self._room.wait()
+
+
+def _payload(answer: bytes, method: str) -> bytes:
+    """What a response of ttRPC holds.
+
+    :raise GuestError: it says that the agent has refused.
+    :raise VmError: it is none.
+    """
+    try:
+        response = ttrpc_pb2.Response.FromString(answer)
+    except DecodeError as e:
+        raise VmError(f"the agent's answer to {method} cannot be read") from e
+    if response.status.code:
+        raise GuestError(printable(response.status.message) or f"{method} failed", code=response.status.code)
+    return response.payload
 
 
 class Agent(ABC):
@@ -167,27 +187,57 @@ class AgentClient(Agent):
     belonged to an earlier end and is dropped.
     """
 
-    def __init__(self, path: str, token: str) -> None:
+    def __init__(self, path: str, token: str, greeting: Greeting | None = None) -> None:
+        """:param greeting: a connection to go on with."""
         self.path = path
         self._token = bytes.fromhex(token)
         self._next_stream = 1
         self._channel: _Channel | None = None
+        self._greeting = greeting
+        self._said: dict[str, tuple[int, asyncio.Future[bytes]]] = {}  #: what the greeting has asked: stream, answer
 
     async def connect(self) -> None:
         """Connect and resynchronise."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(self.path)
-            sock.setblocking(False)
-        except OSError as e:
-            sock.close()
-            raise ChannelClosed(f"cannot connect to the agent channel {self.path}: {e.strerror}") from e
-        channel = _Channel(frames.HostHandshake(self._token, os.urandom(frames.NONCE_SIZE)))
+        greeting, self._greeting = self._greeting, None
+        sock = self._dial() if greeting is None else socket.socket(fileno=greeting.sock.detach())
+        sock.setblocking(False)
+        handshake = (greeting.handshake if greeting is not None
+                     else frames.HostHandshake(self._token, os.urandom(frames.NONCE_SIZE)))
+        channel = _Channel(handshake, greeting is not None)
+        for method, stream in greeting.streams.items() if greeting is not None else ():
+            self._said[method] = stream, channel.expect(stream)
+            self._said[method][1].add_done_callback(lambda answer: answer.cancelled() or answer.exception())
+            self._next_stream = stream + 2
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         self._channel = channel
         await channel.greeted
         if channel.closed.is_set():
             raise ChannelClosed("the guest's end of the agent channel closed before the agent answered")
+
+    def _dial(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(self.path)
+        except OSError as e:
+            sock.close()
+            raise ChannelClosed(f"cannot connect to the agent channel {self.path}: {e.strerror}") from e
+        return sock
+
+    async def answer(self, method: str, timeout: float = TIMEOUT) -> None:
+        """Wait for the answer to what the greeting has asked.
+
+        :raise VmError: as of :meth:`call_raw`.
+        """
+        assert self._channel is not None
+        stream, future = self._said.pop(method)
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await future
+        except TimeoutError as e:
+            raise NoAnswer(f"the agent did not answer {method} within {timeout:g} s") from e
+        finally:
+            self._channel.pending.pop(stream, None)
+        _payload(answer, method)
 
     async def call_raw(self, service: str, method: str, payload: bytes, timeout: float | None = TIMEOUT) -> bytes:
         channel = self._channel
@@ -196,12 +246,8 @@ class AgentClient(Agent):
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         if self._next_stream > 0xFFFFFFF0:
             self._next_stream = 1
-        envelope = ttrpc_pb2.Request(service=service, method=method, payload=payload)
-        if timeout is not None:
-            envelope.timeout_nano = int(timeout * 1e9)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        channel.pending[stream] = future
-        channel.transport.write(frames.encode(stream, frames.REQUEST, envelope.SerializeToString()))
+        future = channel.expect(stream)
+        channel.transport.write(request_frame(stream, service, method, payload, timeout))
         try:
             # A guest that reads nothing must not hold up more than one that answers nothing.
             async with asyncio.timeout(timeout):
@@ -211,13 +257,7 @@ class AgentClient(Agent):
             raise NoAnswer(f"the agent did not answer {method} within {timeout:g} s") from e
         finally:
             channel.pending.pop(stream, None)
-        try:
-            response = ttrpc_pb2.Response.FromString(answer)
-        except DecodeError as e:
-            raise VmError(f"the agent's answer to {method} cannot be read") from e
-        if response.status.code:
-            raise GuestError(printable(response.status.message) or f"{method} failed", code=response.status.code)
-        return response.payload
+        return _payload(answer, method)
 
     async def wait_closed(self) -> None:
         """Wait until the channel has broken."""

@@ -32,6 +32,8 @@ TYPE_CHECKING = False  # typing is not imported: it is slow, and QEMU waits for 
 if TYPE_CHECKING:
     from typing import Any
 
+    from kata.greeting import Greeting
+
 LISTENER = 3
 
 
@@ -44,7 +46,7 @@ class Start:
         self.plan: SandboxPlan = from_json(SandboxPlan, self.record["plan"])
         self.share: ShareRoot | None = None
         self.machine = self.plan.machine
-        self.cloned = False  #: the machine is a template's clone, and goes on already
+        self.greeting: Greeting | None = None  #: of a template's clone, which goes on already
         self.pid = 0
         self.token = ""
         self.phases: list[tuple[float, str]] = []
@@ -74,13 +76,16 @@ class Start:
         with found:
             self.launch(template.base_machine(self.plan), Memory(found.memory, False, found.channel_token,
                                                                  found.read_only))
+            from kata.proxy.words import greet_clone  # protobuf; QEMU is not ready yet
+
             try:
                 restore(f"{self.directory}/qmp.sock", found.state)
+                self.phase("template's state loaded")
+                self.greeting = greet_clone(f"{self.directory}/channel.sock", self.token, self.plan)
             except VmError as e:
                 log(f"the template does not work and is removed: {e}")
             else:
-                self.phase("template's state loaded")
-                self.cloned = True
+                self.phase("agent greeted")
                 return
         end_process(self.pid, self.record["qemu"]["start"])
         template.discard(self.plan)
@@ -119,6 +124,7 @@ class Start:
 
 
 def main(argv: list[str]) -> int:
+    gc.disable()  # hardly anything of an import is garbage
     syscalls.set_name("kata-proxy")
     directory, resume, pooled = argv[0], "--resume" in argv[1:], "--pooled" in argv[1:]
     if pooled:
@@ -139,8 +145,7 @@ def main(argv: list[str]) -> int:
         failure = e
     except OSError as e:
         failure = HostError(f"the proxy cannot set the sandbox up: {e}")
-    # Heavy from here on: asyncio, protobuf, QMP.  Hardly anything of an import is garbage.
-    gc.disable()
+    # Heavy from here on: asyncio, protobuf, QMP.
     _lighten()
     import socket
 

@@ -12,24 +12,23 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import empty_pb2
 
 from kata import cgroups, state
-from kata.agent_client import ChannelClosed
+from kata.agent_client import AgentClient, ChannelClosed
 from kata.contract import ContainerPlan, SandboxPlan
 from kata.daemons import start_factory
 from kata.errors import HostError, InUse, KataError, NotFound, StateError, VmError
 from kata.joining import NETWORK
 from kata.network import netns
 from kata.planjson import from_json, to_json
+from kata.proxy import words
 from kata.proxy.become import finish
 from kata.proxy.container import Container
 from kata.proxy.log import log
 from kata.proxy.warmup import plug_interface, run_container
-from kata.vm.argv import SHARE_TAG
-from kata_agent.protocol import agent_pb2, guest_pb2
+from kata_agent.protocol import guest_pb2
 
 if TYPE_CHECKING:
     from kata.proxy.sandbox import Sandbox
 
-GUEST_SHARE = "/run/kata/shared"
 #: How long a shim may take to attach again after the proxy was restarted, seconds.
 ATTACH_TIMEOUT = 30.0
 WARM_UPS = 2  #: containers that a machine of the pool has run
@@ -77,44 +76,31 @@ async def boot(sandbox: Sandbox) -> None:
 
 async def _boot_guest(sandbox: Sandbox, began: float) -> None:
     await sandbox.machine.connect()
+    sandbox.machine.check_version()
     sandbox.phase("QEMU answers")
     log(f"QEMU pid {sandbox.machine.pid} answers after {time.monotonic() - began:.3f} s")
     await reach_agent(sandbox)
     sandbox.phase("agent answers")
     log(f"agent answers after {time.monotonic() - began:.3f} s")
-    # The agent takes one after the other, so none has to be waited for before the next is sent.
-    await asyncio.gather(*([personalize(sandbox)] if sandbox.cloned else []), create_sandbox(sandbox))
+    if sandbox.cloned:
+        assert isinstance(sandbox.agent, AgentClient)  # others have no templates
+        for method in ("Personalize", "CreateSandbox"):
+            await sandbox.agent.answer(method)
+        await personalize(sandbox, guest_pb2.PersonalizeRequest())
+    else:
+        await sandbox.agent.agent("CreateSandbox", words.create_sandbox(sandbox.plan))
     sandbox.phase("personalised, share mounted in the guest" if sandbox.cloned else "share mounted in the guest")
 
 
-async def create_sandbox(sandbox: Sandbox) -> None:
-    """Set the guest up: its modules, hooks and the share."""
-    plan = sandbox.plan
-    await sandbox.agent.agent("CreateSandbox", agent_pb2.CreateSandboxRequest(
-        hostname=plan.hostname,
-        sandbox_pidns=plan.shared_pidns,
-        sandbox_id=plan.id,
-        guest_hook_path=plan.guest_hook_path,
-        kernel_modules=[agent_pb2.KernelModule(name=m.split()[0], parameters=m.split()[1:])
-                        for m in plan.kernel_modules],
-        storages=[agent_pb2.Storage(
-            driver="9p", source=SHARE_TAG, fstype="9p", mount_point=GUEST_SHARE,
-            options=["trans=virtio", "version=9p2000.L", "cache=mmap", f"msize={plan.machine.msize_9p}"])],
-    ))
-
-
-async def personalize(sandbox: Sandbox) -> None:
-    """Make a clone distinct before anything runs in it: clock, entropy, machine id, host name.
+async def personalize(sandbox: Sandbox, request: guest_pb2.PersonalizeRequest) -> None:
+    """Make a clone distinct, or with an empty request only its clock right.
 
     The guest's clock is behind by what the request took.  Code that is emulated
     for the first time on a busy host takes long: then the time is set again.
     """
-    request = guest_pb2.PersonalizeRequest(
-        entropy=os.urandom(64), machine_id=os.urandom(16).hex(), hostname=sandbox.plan.hostname)
     for _ in range(CLOCK_TRIES):
-        began, now = time.monotonic(), time.time_ns()
-        request.time_sec, request.time_nsec = divmod(now, 10**9)
-        await sandbox.agent.guest("Personalize", request)
+        began = time.monotonic()
+        await sandbox.agent.guest("Personalize", words.now(request))
         taken = time.monotonic() - began
         if taken < CLOCK_ERROR:
             return
@@ -248,7 +234,7 @@ async def _join_machine(sandbox: Sandbox) -> None:
     sandbox.phase("claimed")
     await sandbox.machine.resume()
     sandbox.phase("QEMU goes on")
-    await personalize(sandbox)
+    await personalize(sandbox, words.personalize(sandbox.plan))
     sandbox.phase("personalised")
     await sandbox.network.start()
     sandbox.phase("network")
@@ -344,8 +330,7 @@ async def _expect_shim(sandbox: Sandbox, container: Container, exec_id: str) -> 
         except TimeoutError:
             pass
     if not container.processes[exec_id].done():
-        log(f"the shim of {exec_id} in {container.id} is gone; ending its process")
-        await sandbox.signal(container.id, exec_id, 9)
+        await sandbox.end_orphan(container.id, exec_id)
 
 
 def _done(status: int) -> asyncio.Future[int]:

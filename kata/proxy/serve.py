@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kata import state
 from kata.agent_client import Agent, AgentClient
 from kata.errors import HostError, KataError
+from kata.greeting import Greeting
 from kata.proxy.boot import BringUp, bring_up, take_over, warm_up
 from kata.proxy.control import Connection, Server
 from kata.proxy.log import log
@@ -67,9 +68,9 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     record = SandboxRecord(start.directory)
     machine = Machine(start.machine, start.pid, start.directory, record.data.get("ports"))
     start.phase("proxy's imports")
-    agent = _agent(start)
+    agent = _agent(start, start.greeting)
     sandbox = Sandbox(start.directory, start.plan, record, machine, agent, start.share,
-                      cloned=start.cloned, resuming=how is take_over, pooled=how is warm_up)
+                      cloned=start.greeting is not None, resuming=how is take_over, pooled=how is warm_up)
     sandbox.phases.extend(start.phases)
     sandbox.relaunch = lambda: _relaunched(start, sandbox)
     try:
@@ -94,11 +95,11 @@ async def _serve(start: Start, listener: socket.socket, how: BringUp) -> None:
     logs.close()
 
 
-def _agent(start: Start) -> Agent:
+def _agent(start: Start, greeting: Greeting | None) -> Agent:
     """The client for the agent that the guest holds."""
     channel = f"{start.directory}/channel.sock"
     if start.plan.agent_transport == "ttrpc":
-        return AgentClient(channel, start.token)
+        return AgentClient(channel, start.token, greeting)
     from kata.transport.kata1 import Kata1Client  # gRPC is heavy
 
     return Kata1Client(channel, f"{start.directory}/yamux.sock", log)
@@ -126,7 +127,7 @@ def _relaunched(start: Start, sandbox: Sandbox) -> tuple[Machine, Agent]:
     sandbox.record.data = start.record
     machine = Machine(start.machine, start.pid, start.directory)
     _follow_special_files(start.pid)
-    return machine, _agent(start)
+    return machine, _agent(start, None)
 
 
 async def _drain(server: Server) -> None:

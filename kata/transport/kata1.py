@@ -33,8 +33,9 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
-from kata.agent_client import TIMEOUT, Agent, ChannelClosed, NoAnswer
+from kata.agent_client import Agent, ChannelClosed, NoAnswer
 from kata.errors import GuestError, KataError, UnsupportedError, VmError
+from kata.greeting import TIMEOUT
 from kata.transport import yamux
 from kata.transport.carry import Carrier, End
 from kata.transport.grpc_gate import GrpcClient

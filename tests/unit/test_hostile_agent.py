@@ -12,6 +12,7 @@ import pytest
 from kata import wire
 from kata.agent_client import AgentClient, ChannelClosed
 from kata.errors import GuestError, VmError
+from kata.greeting import Greeting
 from kata.proxy.streams import CHUNK, WINDOW, Attachment
 from kata_agent.protocol import agent_pb2, guest_pb2, health_pb2, ttrpc, ttrpc_pb2
 
@@ -46,8 +47,12 @@ class Peer:
 SERVING = health_pb2.HealthCheckResponse(status=1).SerializeToString()
 
 
-def against(guest: Callable[[Peer], Awaitable[None]], host: Callable[[AgentClient], Awaitable[None]]) -> None:
-    """Run ``host`` with a client whose peer is ``guest``; ten seconds at most."""
+def against(guest: Callable[[Peer], Awaitable[None]], host: Callable[[AgentClient], Awaitable[None]],
+            greets: tuple[str, ...] = ()) -> None:
+    """Run ``host`` with a client whose peer is ``guest``; ten seconds at most.
+
+    :param greets: what is asked before the client is there.
+    """
     async def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             peers: list[asyncio.Task[None]] = []
@@ -59,7 +64,11 @@ def against(guest: Callable[[Peer], Awaitable[None]], host: Callable[[AgentClien
                 peers.append(asyncio.ensure_future(run()))
 
             server = await asyncio.start_unix_server(serve, f"{folder}/channel")
-            client = AgentClient(f"{folder}/channel", TOKEN)
+            greeting = Greeting(f"{folder}/channel", TOKEN) if greets else None
+            for method in greets:
+                assert greeting
+                greeting.ask("kata.v1.Guest", method, guest_pb2.PersonalizeRequest(hostname="h"))
+            client = AgentClient(f"{folder}/channel", TOKEN, greeting)
             try:
                 async with asyncio.timeout(10):
                     await client.connect()
@@ -319,3 +328,44 @@ def test_acknowledgement_of_what_was_never_sent() -> None:
     shim.stdin_sent = 3
     shim._acked(wire.OFFSET.unpack(ack)[0])
     assert shim.stdin_acked == 3
+
+
+def test_what_was_asked_before_is_answered() -> None:
+    """The answers of a greeting are found among others', a refusal too; then streams go on."""
+    async def guest(peer: Peer) -> None:
+        await peer.greet()
+        first, second = await peer.request(), await peer.request()
+        peer.answer(second, code=13, message="no room")
+        peer.answer(first)
+        assert await peer.request() not in (first, second)
+        peer.answer(5, SERVING)
+
+    async def host(client: AgentClient) -> None:
+        await client.answer("Personalize", 5)
+        with pytest.raises(GuestError, match="no room"):
+            await client.answer("CreateSandbox", 5)
+        await client.check(5)
+
+    against(guest, host, ("Personalize", "CreateSandbox"))
+
+
+def test_what_was_asked_before_is_never_answered() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.greet()
+        await peer.request()
+
+    async def host(client: AgentClient) -> None:
+        with pytest.raises(VmError, match="did not answer Personalize within"):
+            await client.answer("Personalize", 0.05)
+
+    against(silent, host, ("Personalize",))
+
+    async def gone(peer: Peer) -> None:
+        await peer.greet()
+        peer.writer.close()
+
+    async def hears(client: AgentClient) -> None:
+        with pytest.raises(ChannelClosed):
+            await client.answer("Personalize", 5)
+
+    against(gone, hears, ("Personalize",))

@@ -31,14 +31,16 @@ LAYERS = [
     # 3: policy; see BACKENDS
     ["kata_unified", "kata_clear", "kata_runv"],
     # 4: making and ending a sandbox
-    ["kata.agent_client", "kata.transport", "kata.flavors", "kata.loader", "kata.daemons", "kata.teardown",
-     "kata.revive", "kata.pool", "kata.sandbox", "kata.migrate", "kata.engines"],
+    ["kata.greeting", "kata.agent_client", "kata.transport", "kata.flavors", "kata.loader", "kata.daemons",
+     "kata.teardown", "kata.revive", "kata.pool", "kata.sandbox", "kata.migrate", "kata.engines"],
     # 5: programs
     ["kata.cli", "kata.shim", "kata.proxy", "kata.components", "kata.conformance", "kata_clear.verbs",
      "kata_runv.verbs"],
 ]
 #: Imports within a layer, and why.
 BESIDE = {
+    ("kata.agent_client", "kata.greeting"): "it goes on with a connection",
+    ("kata.transport", "kata.greeting"): "one deadline of requests",
     ("kata.transport", "kata.agent_client"): "one interface to all agents",
     ("kata.log", "kata.jsontext"): "a line may be JSON",
     ("kata.config", "kata.contract"): "RuntimeConfig is what it makes",
@@ -81,7 +83,8 @@ GATES = {
     "tomlkit": {"kata.config.edit"},
     "google": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent",
                "kata.conformance.engines.cri_messages"},
-    "kata_agent.protocol": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata_agent"},
+    "kata_agent.protocol": {"kata.greeting", "kata.agent_client", "kata.proxy", "kata.transport", "kata.components",
+                            "kata_agent"},
     "asyncio": {"kata.agent_client", "kata.proxy", "kata.transport", "kata.components", "kata.vm",
                 "kata.conformance.engines.cri"},
     "subprocess": {"kata.process"},
