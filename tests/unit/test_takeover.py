@@ -14,7 +14,7 @@ import pytest
 
 from kata import state
 from kata.contract import ContainerPlan, SandboxPlan
-from kata.errors import HostError, NotFound
+from kata.errors import HostError, NotFound, VmError
 from kata.planjson import from_json, to_json
 from kata.proxy import boot
 from kata.proxy.record import SandboxRecord
@@ -66,6 +66,9 @@ class Machine:
 
     async def stands_still(self) -> bool:
         return False
+
+    def check_version(self) -> None:
+        raise VmError("QEMU 5.2 cannot")
 
     async def kill(self) -> None:
         self.gone.set()
@@ -215,3 +218,13 @@ def test_a_full_disk_keeps_nobody_from_leaving(run_dir: Path, monkeypatch: pytes
         assert await sandbox.delete("b", True)
 
     take_over(run_dir, "a", "b", then=then)
+
+
+def test_a_qemu_that_is_too_old_boots_no_guest_but_keeps_the_one_it_has(run_dir: Path) -> None:
+    state.new_container(f"{run_dir}/root", "a", record(id="a", flavor="unified"))
+
+    async def then(sandbox: Sandbox) -> None:
+        with pytest.raises(VmError, match="QEMU"):
+            await boot.boot(sandbox)
+
+    assert not take_over(run_dir, "a", then=then).asked
