@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from kata.errors import StateError
 from kata.record import Record
 
 TYPE_CHECKING = False  # typing is not imported: it is slow
@@ -32,12 +33,13 @@ def _plain(value: Any) -> Any:
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     """The plan of type ``cls`` that :func:`to_json` made ``data`` from.
 
-    :raise ValueError: a field is missing or unknown.
+    :raise StateError: a field is missing or unknown: another version of the runtime has written it.
     """
     unknown = sorted(set(data) - set(cls.FIELDS))
     missing = sorted(set(cls.FIELDS) - set(data))
     if unknown or missing:
-        raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
+        raise StateError(f"a {cls.__name__} of another version of this runtime: unknown fields {unknown}, "
+                         f"missing fields {missing}", "let that version delete its containers, or use delete --force")
     known = vars(sys.modules[cls.__module__])  # what the annotations may name
     return cls(**{name: _value(annotation, known, data[name]) for name, annotation in cls.FIELDS.items()})
 

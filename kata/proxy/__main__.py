@@ -133,7 +133,11 @@ def main(argv: list[str]) -> int:
         directory = "."
     # QEMU must not have it: a listener that it held would take connections after our end.
     os.set_inheritable(LISTENER, False)
-    start = Start(directory)
+    try:
+        start = Start(directory)
+    except KataError as e:
+        log(f"cannot start: {e}")
+        return 1
     start.phase("proxy runs")
     failure: KataError | None = None
     try:

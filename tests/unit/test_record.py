@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata import jsontext
+from kata.errors import StateError
 from kata.planjson import from_json, to_json
 from kata.record import Record, replace
 
@@ -54,7 +55,7 @@ def test_values_do_not_share_a_default() -> None:
 
 def test_plans_survive_json() -> None:
     assert from_json(Whole, json.loads(json.dumps(to_json(WHOLE)))) == WHOLE
-    with pytest.raises(ValueError, match=r"unknown fields \['x'\], missing fields \['part'\]"):
+    with pytest.raises(StateError, match=r"unknown fields \['x'\], missing fields \['part'\]"):
         from_json(Whole, {"parts": [], "more": {}, "x": 1})
 
 
