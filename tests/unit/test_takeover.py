@@ -235,7 +235,8 @@ def test_a_qemu_that_is_too_old_boots_no_guest_but_keeps_the_one_it_has(run_dir:
 def test_a_sandbox_of_another_version_is_named(run_dir: Path) -> None:
     """A proxy that is to take it over says so, and not where it broke."""
     state.write_json(f"{run_dir}/sandbox.json", {"version": state.VERSION, "plan": {"id": "s", "colour": "blue"}})
-    program = f"import sys; sys.path[:] = {sys.path!r}; from kata.proxy.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    program = (f"import sys; sys.path[:] = {sys.path!r}; from kata.proxy.__main__ import main; "
+               "sys.exit(main(sys.argv[1:]))")
     words = [sys.executable, "-IS", "-c", program, str(run_dir), "--resume"]
     done = subprocess.run(["sh", "-c", 'exec "$@" 3</dev/null', "sh", *words], capture_output=True, text=True,
                           timeout=60, check=False)
