@@ -198,7 +198,7 @@ def prepare(plan: ProcessPlan, stdio: tuple[int, ...], check: bool, first: bool)
         os.umask(0o022)
     if "/" in plan.args[0] and not check:
         return plan.args[0]
-    return executable(plan.args[0], plan.env.get("PATH", ""))
+    return executable(plan.args[0], plan.env.get("PATH", ""), keep=not check)
 
 
 def execute(plan: ProcessPlan, path: str) -> NoReturn:
@@ -322,10 +322,11 @@ def _reason(error: OSError) -> str:
     return text[0].lower() + text[1:] if text else text
 
 
-def executable(name: str, path: str) -> str:
+def executable(name: str, path: str, keep: bool = False) -> str:
     """The file that ``name`` stands for; errors read as runc's, which engines look for.
 
     :param path: PATH of the process.
+    :param keep: execve follows at once.
 
     :raise StageError: there is none, or it may not be executed.
     """
@@ -337,11 +338,25 @@ def executable(name: str, path: str) -> str:
                 detail = f"stat {name}: {detail}"
             raise StageError("exec", problem, f'exec: "{name}": {detail}')
         return name
-    for folder in path.split(":"):
-        # An empty element means the working directory, which runc (Go) refuses to search.
-        candidate = f"{folder}/{name}"
-        if name and folder.startswith("/") and not _problem(candidate):
-            return candidate
+    # A share forgets a folder that nobody holds, and asks the host for each on the way to it anew: three messages.
+    held: list[int] = []
+    try:
+        for folder in path.split(":"):
+            # An empty element means the working directory, which runc (Go) refuses to search.
+            if not name or not folder.startswith("/"):
+                continue
+            try:
+                held.append(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # the process's own limit holds already
+                    continue
+            candidate = f"{folder}/{name}"
+            if not _problem(candidate):
+                return candidate
+    finally:
+        if not keep:
+            for fd in held:
+                os.close(fd)
     raise StageError("exec", errno.ENOENT, f'exec: "{name}": executable file not found in $PATH')
 
 

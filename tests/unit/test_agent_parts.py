@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -371,6 +372,18 @@ def test_executables(tmp_path: Path) -> None:
         with pytest.raises(identity.StageError) as info:
             identity.executable(name, str(tmp_path))
         assert info.value.text == text
+
+
+def test_an_executable_is_found_without_descriptors(tmp_path: Path) -> None:
+    """The process's own RLIMIT_NOFILE holds by then."""
+    (tmp_path / "tool").write_text("")
+    (tmp_path / "tool").chmod(0o755)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert identity.executable("tool", f"/nonesuch:{tmp_path}") == f"{tmp_path}/tool"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- paths below a root --------------------------------------------------------------------------
