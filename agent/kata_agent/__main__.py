@@ -25,6 +25,7 @@ from kata_agent.settings import Settings
 
 _DRIVERS_AFTER = 3.0  # seconds
 _KEPT = 8 << 20  # bytes of freed memory that are not given back to the kernel at once
+_COLLECT_AFTER = 10_000  # objects that came and did not go; a container leaves some hundred in cycles
 
 
 def main() -> int:
@@ -81,6 +82,7 @@ def serve(loop: Loop, settings: Settings, clock: Clock, cgroup: str) -> None:
     # What lives now lives for ever: children need not copy its pages because a collector marks objects in them.
     # Of 13,000 objects 80 are garbage, which is not worth looking for.
     gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)  # a collection in the middle of a start takes longer than it is worth
     gc.enable()
     loop.run()
 
