@@ -15,8 +15,8 @@ MAX_PORTS = 20
 #: MiB of translated code; QEMU throws all of it away when it is full.  A clone that is up has 12, its first container
 #: adds 12, an interface plugged in 11: what a machine of the pool has done has to fit, or the start that claims it
 #: translates all of it again.  Processor time of QEMU for such a start with 40, 32 and 24 MiB: 0.32, 0.37 and 0.83 s.
-#: Only what is translated takes memory.
-TCG_CACHE = 40
+#: A program from a share in the warm-up adds 3.  Only what is translated takes memory.
+TCG_CACHE = 44
 
 #: MiB with which our guest comes up and runs a container, measured.  An initrd takes
 #: twice its 33 MB while it is unpacked.

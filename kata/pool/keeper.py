@@ -42,18 +42,25 @@ RESERVE = 10  #: percent of the host's memory that the pool leaves free
 SOCKET_PATH_MAX = 107  #: bytes of a unix socket's path, unix(7)
 _FLOCK = "hhqqi4x"  #: struct flock
 
+#: Executes a program with a linker and a library that lie in a share, as a container's own do: the guest's C library,
+#: which prints its name.
+_FROM_SHARE = ("cd /guest; for f in lib64/ld-* lib/ld-* lib/*/libc.so.6; do mkdir -p /${f%/*}; cp $f /$f; done; "
+               "/lib/*/libc.so.6 >/dev/null")
+
 #: What the warm-up runs: the shape of any engine's container, its programs those of the guest.
 WARM_UP = {
     "ociVersion": "1.0.2",
-    "process": {"args": ["/bin/busybox", "sh", "-c", "read x; busybox true; echo warm"], "cwd": "/",
-                "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}, "noNewPrivileges": True,
+    "process": {"args": ["/bin/busybox", "sh", "-c", f"read x; case $x in share) {_FROM_SHARE};; esac; echo warm"],
+                "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}, "noNewPrivileges": True,
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}],
                 "capabilities": {kind: ["CAP_KILL", "CAP_CHOWN"] for kind in ("bounding", "effective", "permitted")}},
     "root": {"path": "rootfs"},
     "hostname": "warm",
     "mounts": [
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
-        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]},
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},

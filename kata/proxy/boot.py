@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 #: How long a shim may take to attach again after the proxy was restarted, seconds.
 ATTACH_TIMEOUT = 30.0
-WARM_UPS = 2  #: containers that a machine of the pool has run
+#: What is said to the containers that a machine of the pool has run; the first executes a program of its share, too.
+WARM_UPS = ("share", "")
 CLOCK_ERROR = 0.02  #: seconds that a clone's clock may be behind
 CLOCK_TRIES = 10
 MAX_PROCESSES = 4096  #: of a container, that a proxy which takes over looks at
@@ -151,8 +152,8 @@ async def warm_up(sandbox: Sandbox) -> None:
     plan = from_json(ContainerPlan, sandbox.record.data["warm_up"])
     if sandbox.plan.network_model != "none":
         await plug_interface(sandbox)
-    for _ in range(WARM_UPS):
-        await run_container(sandbox, plan)
+    for word in WARM_UPS:
+        await run_container(sandbox, plan, word)
     await sandbox.machine.pause()
     # It was made at low priority; whoever claims it waits for it.
     for pid in processes:

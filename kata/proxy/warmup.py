@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from kata.proxy.sandbox import Sandbox
 
 ROOT = "warm-up"  #: folder in the sandbox's directory
-#: The guest's programs: there may be none on the host that run in a guest.
-PROGRAMS = {"destination": "/bin", "type": "bind", "source": "/bin", "options": ["rbind", "ro"]}
+#: The guest's programs and libraries: there may be none on the host that run in a guest.
+PROGRAMS = [{"destination": "/bin", "type": "bind", "source": "/bin", "options": ["rbind", "ro"]},
+            {"destination": "/guest", "type": "bind", "source": "/", "options": ["bind", "ro"]}]
 
 #: An address for documentation (RFC 5737), and a MAC address that nobody else gives.
 CARD = Interface(index=0, name="eth0", mac="02:00:00:00:00:01", mtu=1500, kind="", up=True, flags=0,
@@ -39,8 +40,8 @@ class _Nobody:
         pass
 
 
-async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
-    """Run the container of ``plan``, which may have no share but its root.
+async def run_container(sandbox: Sandbox, plan: ContainerPlan, word: str) -> None:
+    """Run the container of ``plan``, which may have no share but its root, with the line ``word`` on standard input.
 
     End state: nothing of it is left, in the guest or on the host.
 
@@ -54,7 +55,7 @@ async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
         sandbox.share.add(plan.id, share.name, fd, True)
     finally:
         os.close(fd)
-    spec = {**plan.spec, "mounts": [*plan.spec["mounts"], PROGRAMS]}
+    spec = {**plan.spec, "mounts": [*plan.spec["mounts"], *PROGRAMS]}
     await agent.guest("PrepareContainer", convert.container_extras(plan.id, plan.extras))
     await agent.agent("CreateContainer", agent_pb2.CreateContainerRequest(
         container_id=plan.id, exec_id=plan.id, OCI=convert.oci_spec(spec), storages=convert.storages(plan.storages),
@@ -62,8 +63,9 @@ async def run_container(sandbox: Sandbox, plan: ContainerPlan) -> None:
     ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     attachment = Attachment(agent, plan.id, plan.id, _Nobody(), (0, 0, 0), False, ended)
     streams = asyncio.ensure_future(attachment.run(lambda: None))
-    attachment.on_stdin(0, b"\n", False)
-    attachment.on_stdin(1, b"", True)
+    line = f"{word}\n".encode()
+    attachment.on_stdin(0, line, False)
+    attachment.on_stdin(len(line), b"", True)
     await agent.agent("StartContainer", agent_pb2.StartContainerRequest(container_id=plan.id))
     reply = await agent.guest("WaitProcess", guest_pb2.ProcessId(container_id=plan.id, exec_id=plan.id))
     ended.set_result(int(reply.status))
