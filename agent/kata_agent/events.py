@@ -14,10 +14,10 @@ class Events:
     """Numbered events for Guest.GetEvent, and the queue of AgentService.GetOOMEvent."""
 
     def __init__(self) -> None:
-        self._events: deque[guest_pb2.Event] = deque(maxlen=_KEPT)
         # Apart: a container that asks for many names must not push out the end of another.
-        self._queries: deque[guest_pb2.Event] = deque(maxlen=_KEPT_QUERIES)
-        self._waiting: list[tuple[int, Call]] = []
+        self._kept: dict[str, deque[guest_pb2.Event]] = {
+            "oom": deque(maxlen=_KEPT), "exit": deque(maxlen=_KEPT), "dns_query": deque(maxlen=_KEPT_QUERIES)}
+        self._waiting: list[tuple[guest_pb2.GetEventRequest, Call]] = []
         self._ooms: deque[str] = deque(maxlen=_KEPT)
         self._oom_calls: deque[Call] = deque()
         self.last = 0  #: number of the newest event
@@ -26,22 +26,25 @@ class Events:
         """Number an event and tell whoever waits."""
         self.last += 1
         event.seq = self.last
-        (self._queries if event.WhichOneof("kind") == "dns_query" else self._events).append(event)
+        kind = event.WhichOneof("kind") or ""
+        self._kept[kind].append(event)
         waiting, self._waiting = self._waiting, []
-        for after, call in waiting:
-            self.get(after, call)
+        for request, call in waiting:
+            if event.seq > request.after and not _unwanted(kind, request):
+                call.reply(event)
+            elif call.alive:
+                self._waiting.append((request, call))
 
-    def get(self, after: int, call: Call) -> None:
+    def get(self, request: guest_pb2.GetEventRequest, call: Call) -> None:
         """Answer with the first event whose number is above ``after``, now or when there is one."""
-        if not call.alive:
-            return
-        newer = [next((e for e in kept if e.seq > after), None) for kept in (self._events, self._queries)]
+        newer = (next((e for e in kept if e.seq > request.after), None)
+                 for kind, kept in self._kept.items() if not _unwanted(kind, request))
         first = min((e for e in newer if e is not None), key=lambda e: e.seq, default=None)
         if first is not None:
             call.reply(first)
             return
-        self._waiting = [(a, c) for a, c in self._waiting if c.alive]
-        self._waiting.append((after, call))
+        self._waiting = [(r, c) for r, c in self._waiting if c.alive]
+        self._waiting.append((request, call))
 
     def exited(self, container_id: str, exec_id: str, status: int) -> None:
         event = guest_pb2.Event()
@@ -67,3 +70,7 @@ class Events:
             call = self._oom_calls.popleft()
             if call.alive:
                 call.reply(agent_pb2.OOMEvent(container_id=self._ooms.popleft()))
+
+
+def _unwanted(kind: str, request: guest_pb2.GetEventRequest) -> bool:
+    return kind == "exit" and request.no_exits

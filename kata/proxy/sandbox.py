@@ -112,7 +112,9 @@ class Sandbox:
     async def events(self, after: int = 0) -> None:
         """Do what the guest's events ask for, those after number ``after``, for as long as the channel lasts."""
         while True:
-            event = await self.agent.guest("GetEvent", guest_pb2.GetEventRequest(after=after), timeout=None)
+            # Exits come by WaitProcess; the guest tells them once.
+            request = guest_pb2.GetEventRequest(after=after, no_exits=True)
+            event = await self.agent.guest("GetEvent", request, timeout=None)
             after = max(after, event.seq)
             kind = event.WhichOneof("kind")
             if kind == "oom":

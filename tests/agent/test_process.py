@@ -271,6 +271,7 @@ def test_seccomp_by_rules(box):
 def test_ends(box):
     assert box("sh", "-c", "kill -9 $$").run()[0] in (0, 137)
     b = box("sleep", "100").create().start()
+    other = b.client.guest.GetEvent.start(after=b.client.guest.ListAll().last_event, no_exits=True)
     b.client.SignalProcess(container_id=b.id, exec_id=b.id, signal=9)
     end = b.client.guest.WaitProcess(container_id=b.id)
     assert end.status == 137
@@ -280,6 +281,8 @@ def test_ends(box):
     assert info.value.code == codes.FAILED_PRECONDITION
     event = b.client.guest.GetEvent(after=b.client.guest.ListAll().last_event - 1)
     assert (event.exit.container_id, event.exit.exec_id, event.exit.status) == (b.id, "", 137)
+    # The exit's answer to the other request, which was first, would have come before.
+    assert other.stream_id not in b.client.responses
 
 
 def test_a_created_container_ends_by_sigterm(box):

@@ -261,10 +261,12 @@ class ProcessInfo(_message.Message):
     def __init__(self, exec_id: _Optional[str] = ..., guest_pid: _Optional[int] = ..., exited: _Optional[bool] = ..., status: _Optional[int] = ...) -> None: ...
 
 class GetEventRequest(_message.Message):
-    __slots__ = ("after",)
+    __slots__ = ("after", "no_exits")
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    NO_EXITS_FIELD_NUMBER: _ClassVar[int]
     after: int
-    def __init__(self, after: _Optional[int] = ...) -> None: ...
+    no_exits: bool
+    def __init__(self, after: _Optional[int] = ..., no_exits: _Optional[bool] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("seq", "oom", "dns_query", "exit")

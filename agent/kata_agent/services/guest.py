@@ -80,7 +80,7 @@ class Guest:
         return inventory
 
     def get_event(self, request: pb.GetEventRequest, call: Call) -> None:
-        self._sandbox.events.get(request.after, call)
+        self._sandbox.events.get(request, call)
 
     def container_stats(self, request: pb.ContainerId, _call: Call) -> pb.ContainerStatsResponse:
         return stats.extended(self._sandbox.container(request.container_id).cgroup)
