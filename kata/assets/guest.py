@@ -30,18 +30,13 @@ LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
 AGENT = "usr/lib/kata"  #: the agent and protobuf; /init puts it on sys.path
 MODULE_LIST = "etc/kata/modules"  #: kernel modules to load at boot, one absolute path a line, in order
 
-#: Parts of the standard library that a guest without a user, a browser or a compiler cannot use.
-PRUNED = (
-    "test idlelib tkinter turtledemo turtle.py lib2to3 ensurepip distutils venv pydoc.py pydoc_data unittest doctest.py"
-    " curses dbm sqlite3 wsgiref xmlrpc xml html http email mailbox.py imaplib.py poplib.py smtplib.py smtpd.py"
-    " nntplib.py ftplib.py telnetlib.py webbrowser.py antigravity.py this.py cgi.py cgitb.py mailcap.py msilib"
-    " multiprocessing asyncio pdb.py bdb.py pickletools.py _pydecimal.py _pyio.py _aix_support.py _osx_support.py"
-    " profile.py cProfile.py pstats.py trace.py tabnanny.py pyclbr.py zipapp.py zoneinfo tomllib sndhdr.py aifc.py"
-    " wave.py sunau.py chunk.py imghdr.py uu.py xdrlib.py nturl2path.py ntpath.py LICENSE.txt EXTERNALLY-MANAGED"
-    " __phello__ lib-dynload/_codecs_cn* lib-dynload/_codecs_hk* lib-dynload/_codecs_iso2022* lib-dynload/_codecs_jp*"
-    " lib-dynload/_codecs_kr* lib-dynload/_codecs_tw* lib-dynload/_multibytecodec* lib-dynload/*test*"
-    " lib-dynload/xx* lib-dynload/_xx* lib-dynload/audioop* lib-dynload/ossaudiodev* lib-dynload/nis*"
-    " lib-dynload/_asyncio* lib-dynload/_decimal* lib-dynload/_lsprof* lib-dynload/_zoneinfo* _sysconfigdata_*"
+#: What of the standard library the agent imports, now or later, and what a traceback and the compilation of the
+#: modules need.  To unpack a MB takes two million instructions of a boot, and memory of each guest.
+MODULES = (
+    "__future__ _collections_abc _compression _weakrefset abc codecs collections contextlib copyreg ctypes encodings"
+    " enum functools genericpath gzip heapq importlib io keyword linecache operator os posixpath py_compile re reprlib"
+    " signal stat string struct textwrap token tokenize traceback types typing warnings weakref zipimport"
+    " _ctypes _typing mmap resource termios"
 ).split()
 ENCODINGS = (
     "__init__ aliases ascii latin_1 utf_8 utf_16 utf_32 idna punycode raw_unicode_escape unicode_escape hex_codec cp437"
@@ -221,9 +216,10 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_python(tree: Path, unpacked: Path) -> None:
     _copy(unpacked / PYTHON, tree / PYTHON)
     stdlib = unpacked / STDLIB
-    pruned = {path for pattern in PRUNED for path in stdlib.glob(pattern)}
     for path in sorted(stdlib.rglob("*")):
-        if path.is_symlink() or not path.is_file() or pruned & {path, *path.parents}:
+        within = path.relative_to(stdlib).parts
+        module = within[-1] if within[0] == "lib-dynload" else within[0]
+        if path.is_symlink() or not path.is_file() or module.partition(".")[0] not in MODULES:
             continue
         if path.parent.name == "encodings" and path.stem not in ENCODINGS:
             continue
@@ -232,7 +228,8 @@ def _copy_python(tree: Path, unpacked: Path) -> None:
 
 
 def _copy_protobuf(tree: Path, wheel: Path) -> None:
-    skipped = ("google/protobuf/compiler/", "google/protobuf/testdata/", "google/protobuf/util/")
+    skipped = tuple(f"google/protobuf/{name}" for name in (
+        "compiler/", "testdata/", "util/", "descriptor_pb2", "json_format", "text_format", "struct_pb2", "type_pb2"))
     hollow = {f"google/protobuf/{name}": text for name, text in HOLLOW.items()}
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
