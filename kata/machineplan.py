@@ -122,7 +122,7 @@ def _from_image(config: RuntimeConfig, kernel: str, initrd: str, path: str) -> B
                     image_offset=0 if image.partitioned else image.data, no_nvdimm=why)
     # The drivers may still be at it when the kernel wants its root.
     params = (f"root={image.root}", f"rootfstype={image.fstype}", "rootflags=dax", "rootwait", "ro")
-    # A kernel that has everything built in mounts it itself; the initrd's shell would do it in a tenth of the boot.
+    # A kernel that has everything built in mounts it itself.
     return Boot(kernel, initrd if modules else "", path, params, nvdimm=image.size)
 
 
