@@ -104,6 +104,8 @@ class RuntimeConfig(Record):
 
 #: File name of a kernel that is compiled for emulated processors alone, without guards against speculation.
 TCG_KERNEL = "vmlinux-tcg"
+#: Devices that can be plugged into one PCI bridge of a q35.
+BRIDGE_SLOTS = 31
 
 
 class InvocationOptions(Record):
@@ -144,7 +146,7 @@ class MachinePlan(Record):
     image: str  #: "" = none
     firmware: str
     kernel_params: tuple[str, ...]
-    hotplug_ports: int  #: PCI ports kept free for disks and interfaces
+    hotplug_ports: int  #: PCI slots kept free for disks and interfaces
     block_driver: str  #: virtio-blk | virtio-scsi
     iothreads: bool
     prealloc: bool

@@ -6,12 +6,10 @@ boots; the rest follows from QEMU and from our guest, and is here once.
 
 from __future__ import annotations
 
-from kata.contract import TCG_KERNEL, InvocationOptions, MachinePlan, RuntimeConfig
+from kata.contract import BRIDGE_SLOTS, TCG_KERNEL, InvocationOptions, MachinePlan, RuntimeConfig
 from kata.errors import ConfigError, HostError
 from kata.record import Record
 
-#: At most this many PCI ports for interfaces and disks that come later: q35 has 32 slots in all.
-MAX_PORTS = 20
 #: MiB of translated code; QEMU throws all of it away when it is full.  A clone that is up has 12, its first container
 #: adds 12, an interface plugged in 11: what a machine of the pool has done has to fit, or the start that claims it
 #: translates all of it again.  Processor time of QEMU for such a start with 40, 32 and 24 MiB: 0.32, 0.37 and 0.83 s.
@@ -32,7 +30,7 @@ CPU = {"tcg": "max,-erms,-fsrm", "kvm": "host"}
 #: and the security modules for whole distributions.  No device of ours needs bounce
 #: buffers, for which Linux takes and clears 64 MiB where memory lies above 4 GiB: an
 #: NVDIMM does, and what may be plugged in.  q35 plugs by ACPI (its default since QEMU 6.1), so nobody needs the driver
-#: of PCIe ports, which would set up interrupts and services for each.
+#: of PCIe ports.
 KERNEL_PARAMS = ("console=ttyS0", "quiet", "reboot=t", "panic=-1", "no_timer_check", "noreplace-smp",
                  "rcupdate.rcu_expedited=1", "cryptomgr.notests", "lsm=landlock,yama", "audit=0", "swiotlb=noforce",
                  "pcie_ports=compat")
@@ -73,13 +71,11 @@ def default_vcpus(config: RuntimeConfig, host_cpus: int) -> int:
 
 
 def hotplug_ports(config: RuntimeConfig) -> int:
-    """Ports for devices that come later.
+    """Slots for devices that come later.
 
-    Clear's and Kata's bridges take many devices each; a port takes one, so a
-    bridge counts for four ports.  A pc needs none: its own bus takes devices.
+    At least one bridge, of as many slots as a PCI bus has.  A pc needs none: its own bus takes devices.
     """
-    root_ports: int = config.extra.get("pcie_root_port", 0)
-    return min(max(4 + 4 * config.default_bridges, root_ports), MAX_PORTS)
+    return BRIDGE_SLOTS * max(1, config.default_bridges)
 
 
 def boot(config: RuntimeConfig, options: InvocationOptions, *, prefer_image: bool = False) -> Boot:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from kata.contract import MachinePlan
+from kata.contract import BRIDGE_SLOTS, MachinePlan
 from kata.errors import HostError, VmError
 from kata.spawn import stop
 from kata.vm.argv import too_old
@@ -18,6 +18,7 @@ from kata.vm.qmp import Qmp
 from kata_agent.linux import syscalls
 
 MEMORY_BLOCK = 128  #: MiB; the guest's hotplug granularity on x86-64 (up to 64 GiB)
+MODERN = {"disable-legacy": "on"}  #: virtio 1 only: no I/O ports, for which a bridge has no window
 EVENT_TIMEOUT = 10.0  #: seconds in which a guest takes or releases a device
 
 
@@ -34,7 +35,7 @@ class Machine:
         self.directory = directory
         self.qmp = Qmp()
         self.gone = asyncio.Event()
-        self.ports: dict[str, int] = dict(ports or {})  #: device -> root port
+        self.ports: dict[str, int] = dict(ports or {})  #: device -> slot of all bridges
         self._pidfd = syscalls.pidfd_open(pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._ended)
 
@@ -161,14 +162,14 @@ class Machine:
     # --- devices --------------------------------------------------------------------
 
     def _bus(self, name: str) -> dict[str, str]:
-        """Where to plug ``name``: a free root port on q35, the only bus on pc."""
+        """Where to plug ``name``: a free slot of a bridge on q35, the only bus on pc."""
         if not self.plan.machine_type.startswith("q35"):
             return {}
         for port in range(self.plan.hotplug_ports):
             if port not in self.ports.values():
                 self.ports[name] = port
-                return {"bus": f"port{port}"}
-        raise HostError(f"no free PCI port for {name}: all {self.plan.hotplug_ports} are in use",
+                return {"bus": f"bridge{port // BRIDGE_SLOTS}", "addr": f"{port % BRIDGE_SLOTS + 1:x}"}
+        raise HostError(f"no free PCI slot for {name}: all {self.plan.hotplug_ports} are in use",
                         "raise default_bridges in the configuration")
 
     async def add_nic(self, name: str, tap: int, mac: str) -> None:
@@ -183,7 +184,8 @@ class Machine:
                 "type": "tap", "id": f"net-{name}", "fd": f"tap-{name}", "vhost": False})
             try:
                 await self.qmp.execute("device_add", {
-                    "driver": "virtio-net-pci", "id": name, "netdev": f"net-{name}", "mac": mac, "romfile": "", **bus})
+                    "driver": "virtio-net-pci", "id": name, "netdev": f"net-{name}", "mac": mac, "romfile": "",
+                    **MODERN, **bus})
             except BaseException:
                 await self.qmp.execute("netdev_del", {"id": f"net-{name}"})
                 raise
@@ -223,7 +225,7 @@ class Machine:
             if self.plan.block_driver == "virtio-scsi":
                 device |= {"driver": "scsi-hd", "bus": "scsi0.0"}
             else:
-                device |= {"driver": "virtio-blk-pci", **self._bus(name)}
+                device |= {"driver": "virtio-blk-pci", **MODERN, **self._bus(name)}
             await self.qmp.execute("device_add", device)
         except BaseException:
             self.ports.pop(name, None)

@@ -164,13 +164,13 @@ def test_machine_keys_take_effect(tmp_path: Path) -> None:
         debug_hypervisor=True, debug_agent=True, qemu_path="/q"), folder=tmp_path)
     assert (plan.machine_type, plan.machine_options, plan.kernel, plan.firmware) == \
         ("pc", "kernel_irqchip=split", "/mine", "/f")
-    assert plan.hotplug_ports == 16
+    assert plan.hotplug_ports == 93
     assert (plan.iothreads, plan.prealloc, plan.hugepages, plan.mlock) == (True, True, True, True)
     assert (plan.block_driver, plan.msize_9p, plan.entropy_source, plan.memory_slots) == \
         ("virtio-scsi", 8192, "/dev/random", 3)
     assert plan.kernel_params[-1] == "a=b" and "quiet" not in plan.kernel_params and plan.debug
     assert "agent.log=debug" in plan.kernel_params and plan.qemu_path == "/q"
-    assert machine(RuntimeConfig(extra={"pcie_root_port": 12}), folder=tmp_path).hotplug_ports == 12
+    assert machine(RuntimeConfig(default_bridges=0), folder=tmp_path).hotplug_ports == 31
     assert not machine(RuntimeConfig(enable_mem_prealloc=True, enable_swap=True), folder=tmp_path).mlock
 
 
