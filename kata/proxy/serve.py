@@ -26,7 +26,7 @@ from kata.transport.grpc_gate import AgentSocket
 from kata.vm.machine import Machine
 
 if TYPE_CHECKING:
-    from kata.proxy.__main__ import Start
+    from kata.proxy.start import Start
 
 
 DRAIN_TIMEOUT = 5.0  #: seconds; a peer that is stopped reads nothing
