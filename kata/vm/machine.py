@@ -247,25 +247,25 @@ class Machine:
     async def _until(self, name: str, match: Callable[[Any], bool], late: str) -> AsyncIterator[None]:
         """Wait at the end for an event that what is done inside brings about.
 
-        :raise VmError: ``late``; it did not come in time.
+        :raise VmError: ``late``; it did not come in time, or the machine has ended.
         """
-        came = asyncio.Event()
-
         async def listen() -> None:
             async for event in self.qmp.events():
                 if event["event"] == name and match(event.get("data") or {}):
-                    came.set()
                     return
+            raise VmError(f"{late}: QEMU's control channel closed")
 
-        listener = asyncio.ensure_future(listen())
+        came, gone = asyncio.ensure_future(listen()), asyncio.ensure_future(self.gone.wait())
         await asyncio.sleep(0)  # the listener must be there before the answer
         try:
             yield
-            await asyncio.wait_for(came.wait(), EVENT_TIMEOUT)
-        except TimeoutError as e:
-            raise VmError(f"{late} within {EVENT_TIMEOUT:g} s") from e
+            await asyncio.wait({came, gone}, timeout=EVENT_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if not came.done():
+                raise VmError(f"{late}: the machine ended" if gone.done() else f"{late} within {EVENT_TIMEOUT:g} s")
+            came.result()
         finally:
-            listener.cancel()
+            came.cancel()
+            gone.cancel()
 
     # --- size -------------------------------------------------------------------------
 
