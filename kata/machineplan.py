@@ -6,6 +6,8 @@ boots; the rest follows from QEMU and from our guest, and is here once.
 
 from __future__ import annotations
 
+import os
+
 from kata.contract import BRIDGE_SLOTS, TCG_KERNEL, InvocationOptions, MachinePlan, RuntimeConfig
 from kata.errors import ConfigError, HostError
 from kata.record import Record
@@ -137,7 +139,7 @@ def plan(config: RuntimeConfig, options: InvocationOptions, source: Boot, size: 
     :raise ConfigError: the kernel must not be used with KVM.
     """
     accelerator = _accelerator(config, options)
-    if accelerator == "kvm" and source.kernel.endswith(f"/{TCG_KERNEL}"):
+    if accelerator == "kvm" and os.path.basename(os.path.realpath(source.kernel)) == TCG_KERNEL:
         raise ConfigError(f"kernel {source.kernel} is for emulated processors: it has no guards against speculation, "
                           "and KVM would run it", "run `kata kernel build`, or set accelerator = \"tcg\"")
     params = [*KERNEL_PARAMS, *(TCG_PARAMS if accelerator == "tcg" else ()), *_clock(accelerator, options)]

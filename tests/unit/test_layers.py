@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -261,3 +262,26 @@ def test_the_table_forbids(module: str, target: str, monkeypatch: pytest.MonkeyP
 def test_files_can_be_read_in_one_sitting() -> None:
     long = {m: n for m in SOURCES if (n := text(m).count("\n")) > MAX_LINES}
     assert not long, f"split: {long}"
+
+
+#: What is built into Debian's interpreter, which the guest has, but not into every one.
+BUILT_IN = {"_collections", "_signal", "_socket", "array", "binascii", "fcntl", "math", "select", "_struct"}
+
+
+def test_the_guest_holds_what_the_agent_imports() -> None:
+    """Wherever in a function it does: the image's build sees only what is imported at once."""
+    from kata.assets.guest import MODULES
+
+    missing = set()
+    for path in sorted((HERE / "agent" / "kata_agent").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                node.body = []  # for type checkers alone
+        for node in ast.walk(tree):
+            names = ([alias.name for alias in node.names] if isinstance(node, ast.Import)
+                     else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else [])
+            missing |= {(str(path.relative_to(HERE)), name) for name in names
+                        if name.partition(".")[0] in sys.stdlib_module_names - set(sys.builtin_module_names)
+                        and name.partition(".")[0] not in MODULES}
+    assert not {(file, name) for file, name in missing if name not in BUILT_IN}

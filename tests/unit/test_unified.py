@@ -103,6 +103,10 @@ def test_a_kernel_for_emulated_processors_is_refused_with_kvm(tmp_path: Path) ->
         machine(config, with_kvm, tmp_path)
     assert e.value.hint == "run `kata kernel build`, or set accelerator = \"tcg\""
     assert machine(replace(config, accelerator="tcg"), with_kvm, tmp_path).accelerator == "tcg"
+    (tmp_path / "vmlinux-tcg").write_text("")
+    (tmp_path / "kernel").symlink_to("vmlinux-tcg")
+    with pytest.raises(ConfigError, match="is for emulated processors"):
+        machine(RuntimeConfig(kernel=str(tmp_path / "kernel")), with_kvm, tmp_path)
 
 
 def _dict(options: InvocationOptions) -> dict[str, Any]:
